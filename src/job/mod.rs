@@ -1,0 +1,12 @@
+//! A fine-tune job: its specification, defaults, checks that need no machine, and the plan of
+//! steps and memory. Pure: what doctor, launcher, operator and trainer all read.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod spec;
+
+pub use spec::{
+    Batch, Checkpoint, Compute, Data, Dtype, EvalSet, Evaluation, Failure, FineTuneJob, Full,
+    JobKind, JobSpec, JobVersion, Lora, LoraTarget, Mask, Metadata, Method, ModelSource,
+    Normalisation, OnOverlong, Optimizer, Part, Schedule, ScheduleKind, Stage, Task, TrainSet,
+    World,
+};

@@ -1,0 +1,13 @@
+//! What the supervisor and the trainer say to each other: exit codes, the names of
+//! environment variables, and the typed event stream.
+//!
+//! The trainer writes one JSON [`Event`] per line to its standard output and its log, for
+//! humans, to standard error. Both binaries use these types, so they cannot drift apart.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod env;
+mod event;
+mod exit;
+
+pub use event::{Event, EvalMetrics, Interval, Record, StepMetrics, TaskLoss};
+pub use exit::{ExitStatus, TrainerExit};
