@@ -1,1 +1,3 @@
-//! TODO
+//! Samples, prompts, boxes, tokenizer and images: everything about data that needs no tensor.
+
+pub mod image;

@@ -249,12 +249,7 @@ impl Default for Lora {
             r: 64,
             alpha: 16.0,
             dropout: 0.05,
-            targets: vec![
-                LoraTarget::CAttn,
-                LoraTarget::AttnCProj,
-                LoraTarget::W1,
-                LoraTarget::W2,
-            ],
+            targets: vec![LoraTarget::CAttn, LoraTarget::AttnCProj, LoraTarget::W1, LoraTarget::W2],
         }
     }
 }

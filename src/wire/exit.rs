@@ -119,10 +119,7 @@ impl TrainerExit {
 
     /// The number that the process ends with.
     pub fn code(self) -> u8 {
-        Self::TABLE
-            .iter()
-            .find(|(exit, _code)| *exit == self)
-            .map_or(70, |(_exit, code)| *code)
+        Self::TABLE.iter().find(|(exit, _code)| *exit == self).map_or(70, |(_exit, code)| *code)
     }
 
     /// The meaning of an exit code; `None` for a code that the trainer never gives itself.

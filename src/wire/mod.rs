@@ -9,5 +9,5 @@ pub mod env;
 mod event;
 mod exit;
 
-pub use event::{Event, EvalMetrics, Interval, Record, StepMetrics, TaskLoss};
+pub use event::{EvalMetrics, Event, Interval, Record, StepMetrics, TaskLoss};
 pub use exit::{ExitStatus, TrainerExit};

@@ -1,0 +1,111 @@
+//! Fresh weights: of adapters, and of whole small models.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::{ModelConfig, ModelError, expected_tensors, position::sine_table};
+use crate::{job, train::rng::Stream};
+
+/// Standard deviation of fresh matrices, as the official `initializer_range`.
+const DEVIATION: f64 = 0.02;
+
+/// Adapters as PEFT begins: A uniform in ±1/√inputs (kaiming with a = √5), B zero.
+pub(super) fn lora_tensors(
+    config: &ModelConfig,
+    lora: &job::Lora,
+    seed: u64,
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>> {
+    let shapes = expected_tensors(config);
+    let mut tensors = BTreeMap::new();
+    for i in 0..config.num_hidden_layers {
+        for target in &lora.targets {
+            let name = format!("transformer.h.{i}.{}", target.path());
+            let shape = &shapes[&format!("{name}.weight")];
+            let (outputs, inputs) = (shape[0], shape[1]);
+            let rank = lora.r as usize;
+            let bound = 1.0 / (inputs as f64).sqrt();
+            let a = format!("{name}.lora_A.weight");
+            let stream = Stream::new(seed).named(&a);
+            #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
+            let values: Vec<f32> = (0..(rank * inputs) as u64)
+                .map(|j| ((2.0 * stream.uniform(j) - 1.0) * bound) as f32)
+                .collect();
+            tensors.insert(a, Tensor::from_vec(values, (rank, inputs), device)?);
+            let b = Tensor::zeros((outputs, rank), DType::F32, device)?;
+            tensors.insert(format!("{name}.lora_B.weight"), b);
+        }
+    }
+    Ok(tensors)
+}
+
+/// Fresh weights of a whole model, f32 on the CPU; a function of (seed, name, place) alone.
+///
+/// | tensor | begins as |
+/// |---|---|
+/// | norms | weight 1, bias 0 |
+/// | biases | 0 |
+/// | `attn_pool.pos_embed` | the 2-D sine table |
+/// | projections back into the residual stream | normal, 0.02/√(2·layers) |
+/// | everything else | normal, 0.02 (inputs of 0.02·√(width) would drown: see `conv1`) |
+/// | `conv1` and `proj` | normal, 1/√inputs |
+pub fn init_random(config: &ModelConfig, seed: u64) -> Result<BTreeMap<String, Tensor>> {
+    let shapes = expected_tensors(config);
+    let fresh = shapes.into_iter().map(|(name, shape)| {
+        let stream = Stream::new(seed).named(&name);
+        let count: usize = shape.iter().product();
+        #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
+        let values: Vec<f32> = if name.ends_with("attn_pool.pos_embed") {
+            sine_table(config.visual.n_queries.isqrt(), config.visual.output_dim)
+        } else if name.contains("ln_") && name.ends_with("weight") {
+            vec![1.0; count]
+        } else if name.ends_with("bias") {
+            vec![0.0; count]
+        } else {
+            let deviation = deviation(config, &name, &shape);
+            (0..count as u64).map(|i| (stream.normal(i) * deviation) as f32).collect()
+        };
+        Ok((name, Tensor::from_vec(values, shape, &Device::Cpu)?))
+    });
+    fresh.collect()
+}
+
+fn deviation(config: &ModelConfig, name: &str, shape: &[usize]) -> f64 {
+    let inputs: usize = shape[1..].iter().product();
+    if name.ends_with("conv1.weight") || name.ends_with("visual.proj") {
+        1.0 / (inputs as f64).sqrt()
+    } else if name.contains(".h.") && name.ends_with("c_proj.weight") {
+        DEVIATION / (2.0 * config.num_hidden_layers as f64).sqrt()
+    } else if shape.len() == 2 && name.contains(".resblocks.") || name.contains("in_proj_weight") {
+        1.0 / (inputs as f64).sqrt() / 2.0
+    } else {
+        DEVIATION
+    }
+}
+
+/// Writes `config.json` and `model.safetensors`; tensors are cast to `dtype`.
+pub fn write_folder(
+    folder: &Path,
+    config: &ModelConfig,
+    tensors: &BTreeMap<String, Tensor>,
+    dtype: DType,
+) -> std::result::Result<(), ModelError> {
+    let write = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ModelError::WriteFile { path, source }
+    };
+    fs::create_dir_all(folder).map_err(write(folder))?;
+    let text = serde_json::to_string_pretty(config).expect("plain data");
+    let path = folder.join("config.json");
+    fs::write(&path, text + "\n").map_err(write(&path))?;
+    let cast: std::result::Result<Vec<(String, Tensor)>, candle_core::Error> = tensors
+        .iter()
+        .map(|(name, tensor)| Ok((name.clone(), tensor.to_dtype(dtype)?.contiguous()?)))
+        .collect();
+    let path = folder.join("model.safetensors");
+    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+    let bytes = safetensors::serialize(cast?, metadata)
+        .map_err(|error| write(&path)(std::io::Error::other(error.to_string())))?;
+    fs::write(&path, bytes).map_err(write(&path))
+}

@@ -1,0 +1,103 @@
+//! Low-rank adapters: `scale · dropout(x) Aᵀ Bᵀ`, computed in f32 whatever the base is.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::store::{Gradients, Id, Store};
+use crate::train::rng::Stream;
+
+/// One adapter. Dropout masks depend on its `index` among all adapters.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Adapter {
+    pub a: Id,
+    pub b: Id,
+    pub scale: f64,
+    pub index: u64,
+}
+
+/// What the backward pass needs.
+pub(super) struct SavedAdapter {
+    /// The input after dropout, f32, and the mask itself.
+    x_TI: Tensor,
+    mask_TI: Option<Tensor>,
+    h_TR: Tensor,
+}
+
+/// Everything that a dropout mask depends on. Nothing here knows the rank, the number of ranks
+/// or how often a block is recomputed.
+#[derive(Clone, Copy, Debug)]
+pub struct DropoutKey {
+    pub seed: u64,
+    /// Optimizer steps done before.
+    pub step: u64,
+    /// Probability of a zero.
+    pub probability: f64,
+}
+
+/// The masks of one forward pass.
+#[derive(Debug)]
+pub(super) struct DropoutMasks<'a> {
+    pub key: DropoutKey,
+    /// Key of each row's sample, and the padded length of a row.
+    pub samples: &'a [u64],
+    pub length: usize,
+}
+
+impl DropoutMasks<'_> {
+    /// Mask (T, I) of the adapter `index`: 0 or 1/(1−p).
+    fn mask(&self, index: u64, inputs: usize, device: &Device) -> Result<Tensor> {
+        let keep = 1.0 - self.key.probability;
+        #[expect(clippy::cast_possible_truncation, reason = "a factor near 1")]
+        let scale = (1.0 / keep) as f32;
+        let stream = Stream::new(self.key.seed).named("dropout").child(self.key.step).child(index);
+        let mut mask = Vec::with_capacity(self.samples.len() * self.length * inputs);
+        for sample in self.samples {
+            let stream = stream.child(*sample);
+            let draws = 0..(self.length * inputs) as u64;
+            mask.extend(draws.map(|i| if stream.uniform(i) < keep { scale } else { 0.0 }));
+        }
+        Tensor::from_vec(mask, (self.samples.len() * self.length, inputs), device)
+    }
+}
+
+impl Adapter {
+    /// (T, I) -> (T, O), in the number format of `x`.
+    pub(super) fn forward(
+        &self,
+        store: &Store,
+        x_TI: &Tensor,
+        dropout: Option<&DropoutMasks>,
+    ) -> Result<(Tensor, SavedAdapter)> {
+        let dtype = x_TI.dtype();
+        let mut x_TI = x_TI.to_dtype(DType::F32)?;
+        let mut mask_TI = None;
+        if let Some(masks) = dropout.filter(|masks| 0.0 < masks.key.probability) {
+            let mask = masks.mask(self.index, x_TI.dim(1)?, x_TI.device())?;
+            x_TI = (x_TI * &mask)?;
+            mask_TI = Some(mask);
+        }
+        let h_TR = x_TI.matmul(&store.get(self.a).t()?)?;
+        let y_TO = (h_TR.matmul(&store.get(self.b).t()?)? * self.scale)?.to_dtype(dtype)?;
+        Ok((y_TO, SavedAdapter { x_TI, mask_TI, h_TR }))
+    }
+
+    /// With s the scale and k = s·g B: dB = s·gᵀ(x Aᵀ), dA = kᵀx, dx = k A, masked.
+    pub(super) fn backward(
+        &self,
+        store: &Store,
+        saved: &SavedAdapter,
+        dy_TO: &Tensor,
+        grads: &mut Gradients,
+    ) -> Result<Tensor> {
+        let dtype = dy_TO.dtype();
+        let dy_TO = (dy_TO.to_dtype(DType::F32)? * self.scale)?;
+        grads.add(store, self.b, || dy_TO.t()?.matmul(&saved.h_TR))?;
+        let k_TR = dy_TO.matmul(store.get(self.b))?;
+        grads.add(store, self.a, || k_TR.t()?.matmul(&saved.x_TI))?;
+        let dx_TI = k_TR.matmul(store.get(self.a))?;
+        let dx_TI = match &saved.mask_TI {
+            Some(mask) => (dx_TI * mask)?,
+            None => dx_TI,
+        };
+        dx_TI.to_dtype(dtype)
+    }
+}
