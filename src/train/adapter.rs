@@ -170,10 +170,8 @@ pub fn save(
         move |source| AdapterError::Write { path, source }
     };
     fs::create_dir_all(parent).map_err(write(parent))?;
-    let staged = tempfile::Builder::new()
-        .prefix(".adapter-")
-        .tempdir_in(parent)
-        .map_err(write(parent))?;
+    let staged =
+        tempfile::Builder::new().prefix(".adapter-").tempdir_in(parent).map_err(write(parent))?;
     let config = serde_json::to_vec_pretty(&peft_config(lora, base, tensors)).expect("plain data");
     write_synced(&staged.path().join(CONFIG), &config)?;
     let canary = serde_json::to_vec_pretty(canary).expect("plain data");
@@ -267,8 +265,8 @@ pub fn load(folder: &Path) -> Result<Adapter, AdapterError> {
         .collect();
     let path = folder.join(CANARY);
     let canary = if path.exists() {
-        let text = fs::read(&path)
-            .map_err(|source| AdapterError::Read { path: path.clone(), source })?;
+        let text =
+            fs::read(&path).map_err(|source| AdapterError::Read { path: path.clone(), source })?;
         let canary = serde_json::from_slice(&text)
             .map_err(|source| AdapterError::Config { path, source })?;
         Some(canary)
@@ -299,7 +297,11 @@ fn load_config(path: &Path) -> Result<job::Lora, AdapterError> {
     let mut targets = config
         .target_modules
         .iter()
-        .map(|name| parse_target(name).ok_or_else(|| unsupported(format!("target `{name}` is not a linear layer of the language model"))))
+        .map(|name| {
+            parse_target(name).ok_or_else(|| {
+                unsupported(format!("target `{name}` is not a linear layer of the language model"))
+            })
+        })
         .collect::<Result<Vec<_>, _>>()?;
     targets.sort_unstable();
     targets.dedup();

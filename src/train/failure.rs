@@ -50,8 +50,9 @@ impl From<candle_core::Error> for Failure {
         let text = error.to_string();
         let lower = text.to_lowercase();
         if lower.contains("out of memory") || lower.contains("out_of_memory") {
-            return Failure::of(TrainerExit::DeviceOutOfMemory, error)
-                .hint("use a smaller batch.unit or data.maxLength; `qvl plan` shows the memory per rank");
+            return Failure::of(TrainerExit::DeviceOutOfMemory, error).hint(
+                "use a smaller batch.unit or data.maxLength; `qvl plan` shows the memory per rank",
+            );
         }
         if lower.contains("cuda") || lower.contains("cublas") {
             return Failure::of(TrainerExit::GpuFault, error).hint("run `qvl doctor` on this node");
@@ -94,5 +95,13 @@ impl From<super::reduce::ReduceError> for Failure {
             super::reduce::ReduceError::Add { source, .. } => source.into(),
             error => Failure::of(TrainerExit::Internal, error),
         }
+    }
+}
+
+impl From<super::collective::CollectiveError> for Failure {
+    fn from(error: super::collective::CollectiveError) -> Self {
+        let (exit, hint) = (error.exit(), error.hint());
+        let peer = error.lost_peer().and_then(|rank| u32::try_from(rank).ok());
+        Failure { hint, peer, ..Failure::of(exit, error) }
     }
 }

@@ -37,7 +37,9 @@ pub fn check_gradients(
             dead[0]
         ),
     )
-    .hint("if the batch holds no pictures, do not train the vision parts; else report this as a bug"))
+    .hint(
+        "if the batch holds no pictures, do not train the vision parts; else report this as a bug",
+    ))
 }
 
 /// Refuses a loss or gradient norm that is not a number: the weights must not see it.

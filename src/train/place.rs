@@ -81,3 +81,26 @@ fn cuda(local_rank: usize) -> candle_core::Result<Device> {
 fn cuda(_local_rank: usize) -> candle_core::Result<Device> {
     candle_core::bail!("this qvl-train was built without CUDA")
 }
+
+/// The group of all ranks. `job` is a digest of everything that must be equal on all of them.
+pub fn join(
+    place: &Place,
+    job: &FineTuneJob,
+    digest: &str,
+) -> Result<Box<dyn Collective>, Failure> {
+    if place.world == 1 {
+        return Ok(Box::new(Solo));
+    }
+    let timeout = Duration::from_secs(u64::from(job.spec.world.peer_timeout_seconds));
+    let config = TcpConfig {
+        rank: place.rank,
+        world: place.world,
+        master: format!("{}:{}", place.master_addr, place.master_port),
+        token: place.token.clone(),
+        attempt: place.attempt,
+        job: digest.to_owned(),
+        join_timeout: Duration::from_secs(u64::from(job.spec.failure.startup_seconds)),
+        peer_timeout: timeout,
+    };
+    Ok(Box::new(Tcp::join(&config)?))
+}
