@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod batch;
 pub mod canary;
+pub mod checkpoint;
 pub mod collective;
 pub mod events;
 pub mod failure;
