@@ -1,0 +1,108 @@
+//! Golden files: numbers of the official code, and of the torch reference where that is silent.
+#![cfg(feature = "train")]
+#![expect(clippy::unwrap_used, reason = "a failure fails the test")]
+
+mod inputs;
+mod python;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{DType, Device};
+use inputs::{Tensors, unit, values};
+use qvl::train::{
+    model::{Mode, ModelConfig, QwenVl, Trainable},
+    selftest::{Golden, Layer},
+};
+use safetensors::SafeTensors;
+
+/// Made by the official model code.
+const OFFICIAL: &str = "qwen_vl_tiny_a";
+/// Made by `tests/python/make_golden.py`.
+const OURS: [&str; 3] = ["batch", "long", "no_kv_proj"];
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(format!("{name}.safetensors"))
+}
+
+fn replay(name: &str) -> Vec<Layer> {
+    let layers = Golden::read(&path(name), &[]).unwrap().replay().unwrap();
+    let broken: Vec<&Layer> = layers.iter().filter(|layer| !layer.holds()).collect();
+    assert!(broken.is_empty(), "{name}: {broken:#?}");
+    layers
+}
+
+/// Padding, two pictures in one sample, a sample without any; adapters on top.
+#[test]
+fn batches_are_reproduced() {
+    assert!(replay("batch").iter().any(|layer| layer.name.contains("lora")));
+}
+
+/// NTK and log-n scaling, which act in evaluation beyond `seq_length` and never in training.
+#[test]
+fn long_inputs_are_reproduced() {
+    replay("long");
+}
+
+/// As many patches as queries, and equal widths: nothing to stretch, nothing to project.
+#[test]
+fn a_tower_without_kv_proj_is_reproduced() {
+    replay("no_kv_proj");
+}
+
+/// In bf16 the normalised value is rounded before it meets the weight: every bit is compared.
+#[test]
+fn the_rms_norm_rounds_before_its_weight() {
+    let (model, config, tensors) = bf16_model("rms_norm_bf16");
+    let found = values(&model.logits(&unit(&config, &tensors), Mode::Eval).unwrap());
+    assert_eq!(found, values(&tensors["logits"]));
+    assert_ne!(found, values(&tensors["early"]), "the golden does not show the order");
+}
+
+/// Two programs in bf16 round in different places; ours may lose no more than torch does.
+#[test]
+fn bf16_models_lose_no_more_than_torch() {
+    for name in OURS {
+        let (model, config, tensors) = bf16_model(name);
+        let found = values(&model.logits(&unit(&config, &tensors), Mode::Train).unwrap());
+        let f32 = values(&tensors["logits"]);
+        let (ours, torch) = (rms(&found, &f32), rms(&values(&tensors["bf16_logits"]), &f32));
+        println!("{name}: {ours} here, {torch} in torch");
+        assert!(ours < 1.5 * torch, "{name}: {ours} away from f32, torch is {torch} away");
+    }
+}
+
+fn bf16_model(name: &str) -> (QwenVl, ModelConfig, Tensors) {
+    let bytes = std::fs::read(path(name)).unwrap();
+    let (_size, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let metadata = header.metadata().clone().unwrap();
+    let config: ModelConfig = serde_json::from_str(&metadata["config"]).unwrap();
+    let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap();
+    let weights: BTreeMap<_, _> = tensors
+        .iter()
+        .filter_map(|(key, value)| Some((key.strip_prefix("w.")?.to_owned(), value)))
+        .map(|(name, value)| (name, value.to_dtype(DType::BF16).unwrap()))
+        .collect();
+    let nothing = Trainable::Nothing;
+    let model = QwenVl::from_tensors(config.clone(), weights, &Device::Cpu, &nothing).unwrap();
+    (model, config, tensors)
+}
+
+/// Root of the mean square of the differences.
+fn rms(a: &[f32], b: &[f32]) -> f32 {
+    let sum: f32 = a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum();
+    (sum / a.len() as f32).sqrt()
+}
+
+/// The reference itself is held to the official numbers, by its own arithmetic and real PEFT.
+#[test]
+fn the_reference_reproduces_all_goldens() {
+    let paths: Vec<PathBuf> = OURS.iter().chain([&OFFICIAL]).map(|name| path(name)).collect();
+    let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+    for environment in [python::OFFICIAL, python::NEWEST] {
+        let text = python::run(environment, "check_golden.py", &paths);
+        assert_eq!(text.matches(r#""broken": []"#).count(), paths.len(), "{text}");
+    }
+}
