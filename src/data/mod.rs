@@ -1,3 +1,7 @@
 //! Samples, prompts, boxes, tokenizer and images: everything about data that needs no tensor.
 
+pub mod boxes;
+pub mod chatml;
 pub mod image;
+pub mod sample;
+pub mod tokenizer;
