@@ -1,10 +1,11 @@
-//! Model inputs as the Python scripts keep them: `input_ids`, `attention_mask`, `pixels`.
+//! Model inputs as the Python scripts keep them: `input_ids`, `attention_mask`, `pixels`,
+//! `labels`.
 
 use std::collections::HashMap;
 
 use candle_core::{DType, Tensor};
 use qvl::train::{
-    batch::{ImageContent, ImageInput, UnitBatch},
+    batch::{ImageContent, ImageInput, Label, UnitBatch},
     model::ModelConfig,
 };
 
@@ -16,7 +17,7 @@ pub(crate) fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// The unit without labels. Pictures go to the `<img>` tokens in reading order.
+/// The unit; the loss is the mean over its labels. Pictures go to the `<img>` tokens in reading order.
 pub(crate) fn unit(config: &ModelConfig, tensors: &Tensors) -> UnitBatch {
     let ids = tensors["input_ids"].to_dtype(DType::U32).unwrap();
     let (rows, length) = ids.dims2().unwrap();
@@ -38,9 +39,25 @@ pub(crate) fn unit(config: &ModelConfig, tensors: &Tensors) -> UnitBatch {
         rows,
         length,
         lengths,
-        labels: Vec::new(),
+        labels: tensors
+            .get("labels")
+            .map(|labels| self::labels(labels, length))
+            .unwrap_or_default(),
         images: places.enumerate().map(image).collect(),
         samples: (0..rows as u64).collect(),
         ids,
     }
+}
+
+fn labels(labels: &Tensor, length: usize) -> Vec<Label> {
+    let labels: Vec<i64> = labels.flatten_all().unwrap().to_vec1().unwrap();
+    let counted: Vec<usize> =
+        (0..labels.len()).filter(|at| at % length != 0 && 0 <= labels[*at]).collect();
+    let label = |at: &usize| Label {
+        row: at / length,
+        position: at % length - 1,
+        target: u32::try_from(labels[*at]).unwrap(),
+        weight: 1.0 / counted.len() as f32,
+    };
+    counted.iter().map(label).collect()
 }
