@@ -46,9 +46,12 @@ pub(super) fn write(
         let values = tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>());
         let values =
             values.map_err(|source| CheckpointError::Tensor { name: name.clone(), source })?;
-        for piece in values.chunks(1 << 14) {
-            let bytes: Vec<u8> = piece.iter().flat_map(|value| value.to_le_bytes()).collect();
-            file.write(&bytes)?;
+        let mut bytes = vec![[0; 4]; 1 << 14];
+        for piece in values.chunks(bytes.len()) {
+            for (slot, value) in bytes.iter_mut().zip(piece) {
+                *slot = value.to_le_bytes();
+            }
+            file.write(bytes[..piece.len()].as_flattened())?;
         }
     }
     file.finish(name)

@@ -11,6 +11,8 @@
 //! same bits for any number of ranks. Every rank calls the same operations in the same order.
 
 mod error;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod solo;
 mod tcp;
 mod threads;
@@ -19,6 +21,8 @@ mod threads;
 mod tests;
 
 pub use error::{Cause, CollectiveError};
+#[cfg(feature = "nccl")]
+pub use nccl::Nccl;
 pub use solo::Solo;
 pub use tcp::{Tcp, TcpConfig};
 pub use threads::Threads;
@@ -26,6 +30,9 @@ pub use threads::Threads;
 use super::reduce::{Partials, Sum};
 
 /// A group of ranks.
+///
+/// Let a [`Collective::barrier`] be the last operation: a rank that leaves while another still
+/// waits for it counts as lost. After any error the group is over; drop it.
 pub trait Collective: Send {
     /// This rank, from 0.
     fn rank(&self) -> usize;

@@ -19,7 +19,7 @@ use candle_core::{Device, Tensor};
 
 use self::frame::{CHUNK, Header, Kind};
 use self::group::Group;
-use super::{Collective, CollectiveError, check_share};
+use super::{Collective, CollectiveError, Solo, check_share};
 use crate::train::reduce::{Fold, Layout, Node, Partials, Sum, Tree, add_floats, add_scalars};
 
 /// Longest message of control data.
@@ -113,6 +113,24 @@ impl Tcp {
         let mut tcp = Tcp { group, threads, seq: 0 };
         tcp.barrier()?;
         Ok(tcp)
+    }
+
+    /// Fails if a peer was lost since the last operation.
+    #[cfg(feature = "nccl")]
+    pub(super) fn check(&self, operation: &'static str) -> Result<(), CollectiveError> {
+        self.group.check(operation)
+    }
+
+    /// A peer that has left the group in order.
+    #[cfg(feature = "nccl")]
+    pub(super) fn left(&self) -> Option<usize> {
+        self.group.left()
+    }
+
+    /// The error of an operation that cannot end because `peer` has left.
+    #[cfg(feature = "nccl")]
+    pub(super) fn broken(&self, peer: usize, operation: &'static str) -> CollectiveError {
+        self.group.broken(peer, operation)
     }
 
     /// Sends a message to every peer while it receives one from each, in the order of ranks.
@@ -224,6 +242,9 @@ impl Collective for Tcp {
     }
 
     fn reduce_tree(&mut self, partials: Partials) -> Result<Sum, CollectiveError> {
+        if self.world() == 1 {
+            return Solo.reduce_tree(partials);
+        }
         check_share(&partials, self.rank(), self.world())?;
         let Partials { tree, layout, nodes } = partials;
         let own =
@@ -262,7 +283,7 @@ impl Drop for Tcp {
 type Flat = Vec<(Node, Vec<f32>, Vec<f64>)>;
 
 /// The part of the flattened gradients that `rank` sums.
-fn slice(elements: usize, rank: usize, world: usize) -> Range<usize> {
+pub(super) fn slice(elements: usize, rank: usize, world: usize) -> Range<usize> {
     rank * elements / world..(rank + 1) * elements / world
 }
 
@@ -318,9 +339,12 @@ impl<'a> Sender<'a> {
 
     fn floats(&mut self, values: &[f32]) {
         // Pieces of 16 KiB stay in the cache between conversion and copy.
+        let mut bytes = vec![[0; 4]; 4096];
         for piece in values.chunks(4096) {
-            let bytes: Vec<u8> = piece.iter().flat_map(|value| value.to_le_bytes()).collect();
-            self.bytes(&bytes);
+            for (slot, value) in bytes.iter_mut().zip(piece) {
+                *slot = value.to_le_bytes();
+            }
+            self.bytes(bytes[..piece.len()].as_flattened());
         }
     }
 
@@ -387,11 +411,11 @@ impl<'a> Receiver<'a> {
     }
 
     fn read_floats(&mut self, target: &mut [f32]) -> Result<(), CollectiveError> {
-        let mut bytes = vec![0; 4 * 4096];
+        let mut bytes = vec![[0; 4]; 4096];
         for piece in target.chunks_mut(4096) {
-            let bytes = &mut bytes[..4 * piece.len()];
-            self.fill(bytes)?;
-            for (value, bytes) in piece.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            let bytes = &mut bytes[..piece.len()];
+            self.fill(bytes.as_flattened_mut())?;
+            for (value, bytes) in piece.iter_mut().zip(bytes) {
                 *value = f32::from_le_bytes(*bytes);
             }
         }

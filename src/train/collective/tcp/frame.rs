@@ -82,7 +82,12 @@ pub(super) enum ReadError {
 
 /// The bytes of a frame, ready to be written.
 pub(super) fn encode(header: Header, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEADER + payload.len());
+    [&encode_head(header, payload)[..], payload].concat()
+}
+
+/// The bytes of a frame before its payload.
+pub(super) fn encode_head(header: Header, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER);
     bytes.extend(MAGIC);
     // The number of a kind is its place in the table, which has nine entries.
     let kind = Kind::ALL.iter().zip(1u8..).find(|(kind, _)| **kind == header.kind);
@@ -94,7 +99,6 @@ pub(super) fn encode(header: Header, payload: &[u8]) -> Vec<u8> {
     bytes.extend(length.to_le_bytes());
     let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes), payload);
     bytes.extend(crc.to_le_bytes());
-    bytes.extend(payload);
     bytes
 }
 

@@ -285,9 +285,12 @@ impl Group {
     /// Sends one data frame; `false` if the group broke.
     pub(super) fn send(&self, peer: usize, header: Header, payload: &[u8]) -> bool {
         let Some(link) = &self.links[peer] else { return false };
-        let bytes = frame::encode(header, payload);
+        let head = frame::encode_head(header, payload);
         let _guard = link.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.lock().lost.is_none() && frame::write(&link.stream, &bytes, || self.give_up(peer))
+        self.lock().lost.is_none()
+            && [&head, payload]
+                .iter()
+                .all(|bytes| frame::write(&link.stream, bytes, || self.give_up(peer)))
     }
 
     /// The next data frame of `peer`.
@@ -326,6 +329,21 @@ impl Group {
         drop(state);
         self.suspect(peer, &Cause::Left);
         self.loss(operation)
+    }
+
+    /// Fails if a peer was lost.
+    #[cfg(feature = "nccl")]
+    pub(super) fn check(&self, operation: &'static str) -> Result<(), CollectiveError> {
+        if self.lock().lost.is_none() {
+            return Ok(());
+        }
+        Err(self.loss(operation))
+    }
+
+    /// A peer that said goodbye.
+    #[cfg(feature = "nccl")]
+    pub(super) fn left(&self) -> Option<usize> {
+        self.lock().inboxes.iter().position(|inbox| inbox.left)
     }
 
     /// Breaks up the group because of what `peer` sent; nothing if it broke before.
