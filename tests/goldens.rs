@@ -10,11 +10,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use inputs::{Tensors, unit, values};
-use qvl::train::{
-    model::{Mode, ModelConfig, QwenVl, Trainable},
-    selftest::{Golden, Layer},
+use qvl::{
+    data::image,
+    train::{
+        model::{Mode, ModelConfig, QwenVl, Trainable},
+        selftest::{Golden, Layer},
+    },
 };
 use safetensors::SafeTensors;
 
@@ -70,8 +73,23 @@ fn bf16_models_lose_no_more_than_torch() {
         let f32 = values(&tensors["logits"]);
         let (ours, torch) = (rms(&found, &f32), rms(&values(&tensors["bf16_logits"]), &f32));
         println!("{name}: {ours} here, {torch} in torch");
-        assert!(ours < 1.5 * torch, "{name}: {ours} away from f32, torch is {torch} away");
+        assert!(ours < 1.2 * torch, "{name}: {ours} away from f32, torch is {torch} away");
     }
+}
+
+/// 1024 patches: a softmax or a mean that is summed up in bf16 stops growing at 256 terms of 1.
+#[test]
+fn a_long_bf16_tower_loses_no_more_than_torch() {
+    /// Torch's own loss on its CPU kernels, for features of which the largest is 3.44.
+    const TORCH: f32 = 6.3e-3;
+    let (model, config, tensors) = bf16_model(OFFICIAL);
+    let picture = image::open(&path(OFFICIAL).with_file_name("a.png")).unwrap();
+    let side = config.visual.image_size;
+    let pixels = image::pixels(&picture, side);
+    let pixels = Tensor::from_slice(&pixels, (1, 3, side, side), &Device::Cpu).unwrap();
+    let ours = rms(&values(&model.visual(&pixels).unwrap()), &values(&tensors["visual"]));
+    println!("{ours} here, {TORCH} in torch");
+    assert!(ours < 1.2 * TORCH, "{ours} away from f32, torch is {TORCH} away");
 }
 
 fn bf16_model(name: &str) -> (QwenVl, ModelConfig, Tensors) {

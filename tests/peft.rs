@@ -80,7 +80,7 @@ fn largest(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// Saved by PEFT as `.bin` and as `.safetensors`, on every layer too, by both versions; on a base
-/// of safetensors and on one of PyTorch shards.
+/// of safetensors and on one of `PyTorch` shards.
 #[test]
 fn adapters_saved_by_peft_work_here() {
     for environment in PEFTS {

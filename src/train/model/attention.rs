@@ -2,7 +2,7 @@
 //!
 //! Shapes: B rows, H heads, L queries, M keys, K channels of a head.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use candle_nn::ops;
 
 /// What the backward pass needs.
@@ -21,7 +21,8 @@ pub(super) struct AttentionGradients {
 }
 
 /// `softmax(q kᵀ + mask) v`; the caller has scaled q. `mask` is added and broadcast over heads;
-/// a forbidden pair has −∞, and no row forbids all.
+/// a forbidden pair has −∞, and no row forbids all. The softmax is computed in f32: candle's CPU
+/// kernel adds up in the tensor's own format, and in bf16 such a sum stops at 256 terms of 1.
 pub(super) fn attend(
     q_BHLK: Tensor,
     k_BHMK: Tensor,
@@ -32,7 +33,7 @@ pub(super) fn attend(
     if let Some(mask) = mask {
         s_BHLM = s_BHLM.broadcast_add(mask)?;
     }
-    let p_BHLM = ops::softmax_last_dim(&s_BHLM)?;
+    let p_BHLM = ops::softmax_last_dim(&s_BHLM.to_dtype(DType::F32)?)?.to_dtype(v_BHMK.dtype())?;
     let o_BHLK = p_BHLM.matmul(&v_BHMK)?;
     Ok((o_BHLK, SavedAttention { q_BHLK, k_BHMK, v_BHMK, p_BHLM }))
 }
@@ -44,9 +45,11 @@ pub(super) fn attend_backward(
 ) -> Result<AttentionGradients> {
     let v_BHMK = saved.p_BHLM.t()?.matmul(do_BHLK)?;
     let dp_BHLM = do_BHLK.matmul(&saved.v_BHMK.t()?)?;
-    let weighted_BHLM = (&saved.p_BHLM * &dp_BHLM)?;
+    let p_BHLM = saved.p_BHLM.to_dtype(DType::F32)?;
+    let weighted_BHLM = (&p_BHLM * dp_BHLM.to_dtype(DType::F32)?)?;
     let sum_BHL1 = weighted_BHLM.sum_keepdim(D::Minus1)?;
-    let ds_BHLM = (weighted_BHLM - saved.p_BHLM.broadcast_mul(&sum_BHL1)?)?;
+    let ds_BHLM = (weighted_BHLM - p_BHLM.broadcast_mul(&sum_BHL1)?)?;
+    let ds_BHLM = ds_BHLM.to_dtype(saved.q_BHLK.dtype())?;
     Ok(AttentionGradients {
         q_BHLK: ds_BHLM.matmul(&saved.k_BHMK)?,
         k_BHMK: ds_BHLM.t()?.matmul(&saved.q_BHLK)?,

@@ -84,7 +84,7 @@ impl Linear {
     ) -> Result<()> {
         grads.add(store, self.weight, || dy_TO.t()?.matmul(&saved.x_TI))?;
         if let Some(bias) = self.bias {
-            grads.add(store, bias, || dy_TO.sum(0))?;
+            grads.add(store, bias, || dy_TO.to_dtype(DType::F32)?.sum(0))?;
         }
         Ok(())
     }

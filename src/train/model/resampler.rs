@@ -3,7 +3,7 @@
 //! Shapes: N pictures, P patches, Q queries, W width of the vision tower, D width of the
 //! language model, H heads, K channels of a head.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::{
     attention::{SavedAttention, attend, attend_backward, merge_heads, split_heads},
@@ -152,7 +152,8 @@ impl Resampler {
             Tensor::cat(&weights, 0)
         })?;
         grads.add(store, self.in_proj_bias, || {
-            let biases: Vec<Tensor> = parts.iter().map(|d| d.sum(0)).collect::<Result<_>>()?;
+            let biases: Vec<Tensor> =
+                parts.iter().map(|d| d.to_dtype(DType::F32)?.sum(0)).collect::<Result<_>>()?;
             Tensor::cat(&biases, 0)
         })?;
         let dinput = |part: usize| {
@@ -165,7 +166,8 @@ impl Resampler {
         grads.add(store, self.query, || Ok(dquery))?;
         // 1.
         let (tokens, width) = dk_in.dims2()?;
-        let dpositions = dk_in.reshape((pictures, tokens / pictures, width))?.sum(0)?;
+        let dpositions =
+            dk_in.reshape((pictures, tokens / pictures, width))?.to_dtype(DType::F32)?.sum(0)?;
         self.key_positions.backward(store, &dpositions, grads)?;
         let dkv = self.ln_kv.backward(store, &saved.kv_in, &(dk_in + dv_in)?, grads)?;
         match (&self.kv_proj, &saved.kv_proj) {

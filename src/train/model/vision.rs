@@ -3,7 +3,7 @@
 //! Shapes: N pictures, P patches, T = N·P, C = 3·patch² values of a patch, W width, H heads,
 //! K channels of a head.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::{
     attention::{SavedAttention, attend, attend_backward, merge_heads},
@@ -97,7 +97,7 @@ impl VisionTransformer {
         let dx_TW = self.ln_pre.backward(store, &saved.embedded_TW, &dx_TW, grads)?;
         let patches = self.config.patches();
         let dx_NPW = dx_TW.reshape((dx_TW.dim(0)? / patches, patches, self.config.width))?;
-        self.positions.backward(store, &dx_NPW.sum(0)?, grads)?;
+        self.positions.backward(store, &dx_NPW.to_dtype(DType::F32)?.sum(0)?, grads)?;
         grads.add(store, self.conv1, || dx_TW.t()?.matmul(&saved.patches_TC))
     }
 }
