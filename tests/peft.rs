@@ -105,6 +105,23 @@ fn adapters_saved_by_peft_work_here() {
     }
 }
 
+/// Adapters whose settings mean more than plain LoRA would load and act wrongly: they are refused.
+#[test]
+fn adapters_beyond_plain_lora_are_refused() {
+    let workshop = Workshop::new(python::NEWEST);
+    for (name, expected) in [
+        ("beyond-alpha", "alpha_pattern"),
+        ("beyond-rank", "rank_pattern"),
+        ("beyond-layers", "layers_to_transform"),
+        ("beyond-rslora", "use_rslora"),
+        ("beyond-pissa", "pissa"),
+    ] {
+        let error = adapter::load(&workshop.path(name)).unwrap_err();
+        assert!(matches!(error, adapter::AdapterError::Unsupported { .. }), "{name}: {error}");
+        assert!(error.to_string().contains(expected), "{name}: {error}");
+    }
+}
+
 /// Trained here for a few steps and saved; loaded by both versions of PEFT.
 #[test]
 fn adapters_saved_here_work_in_peft() {

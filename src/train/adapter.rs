@@ -149,11 +149,33 @@ struct PeftConfig {
     target_modules: Vec<String>,
     #[serde(default)]
     task_type: Option<String>,
-    #[serde(default, skip_serializing)]
-    use_rslora: bool,
-    #[serde(default, skip_serializing)]
-    use_dora: bool,
 }
+
+/// Settings of PEFT (0.21) under which an adapter means more than `alpha/r · B A x`, acts on other
+/// modules, or goes with changed base weights. Each must be absent, null, false or empty.
+const UNSUPPORTED: [&str; 18] = [
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "arrow_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "layers_to_transform",
+    "lora_bias",
+    "lora_ga_config",
+    "monteclora_config",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "use_rslora",
+    "velora_config",
+];
+
+/// Ways of initialisation that change the base weights too.
+const CHANGED_BASE: [&str; 5] = ["corda", "loftq", "lora_ga", "olora", "pissa"];
 
 /// Writes an adapter. The folder appears whole or not at all; an older one of that name is
 /// replaced only when the new one is complete on disk.
@@ -229,8 +251,6 @@ fn peft_config(lora: &job::Lora, base: &str, tensors: &[(String, Tensor)]) -> Pe
         revision: None,
         target_modules: peft_targets(lora, tensors),
         task_type: Some("CAUSAL_LM".to_owned()),
-        use_rslora: false,
-        use_dora: false,
     }
 }
 
@@ -279,14 +299,19 @@ pub fn load(folder: &Path) -> Result<Adapter, AdapterError> {
 fn load_config(path: &Path) -> Result<job::Lora, AdapterError> {
     let text =
         fs::read(path).map_err(|source| AdapterError::Read { path: path.to_owned(), source })?;
-    let config: PeftConfig = serde_json::from_slice(&text)
-        .map_err(|source| AdapterError::Config { path: path.to_owned(), source })?;
+    let invalid = |source| AdapterError::Config { path: path.to_owned(), source };
+    let raw: serde_json::Value = serde_json::from_slice(&text).map_err(invalid)?;
     let unsupported = |what: String| AdapterError::Unsupported { path: path.to_owned(), what };
+    let config: PeftConfig = serde_json::from_value(raw.clone()).map_err(invalid)?;
     if config.peft_type != "LORA" {
         return Err(unsupported(format!("peft_type is `{}`, expected `LORA`", config.peft_type)));
     }
-    if config.use_rslora || config.use_dora || config.fan_in_fan_out {
-        return Err(unsupported("it uses rslora, dora or fan_in_fan_out".to_owned()));
+    if let Some(key) = UNSUPPORTED.into_iter().find(|key| is_set(&raw[*key])) {
+        return Err(unsupported(format!("it uses `{key}`: {}", raw[key])));
+    }
+    let init = raw["init_lora_weights"].as_str().unwrap_or_default();
+    if CHANGED_BASE.into_iter().any(|name| init.starts_with(name)) {
+        return Err(unsupported(format!("`{init}` changed the base weights too")));
     }
     if config.bias.as_deref().is_some_and(|bias| bias != "none") {
         return Err(unsupported("bias is trained".to_owned()));
@@ -306,6 +331,17 @@ fn load_config(path: &Path) -> Result<job::Lora, AdapterError> {
     targets.sort_unstable();
     targets.dedup();
     Ok(job::Lora { r: config.r, alpha: config.lora_alpha, dropout: config.lora_dropout, targets })
+}
+
+fn is_set(value: &serde_json::Value) -> bool {
+    match value {
+        serde_json::Value::Null | serde_json::Value::Bool(false) => false,
+        serde_json::Value::Object(map) => !map.is_empty(),
+        serde_json::Value::Array(list) => !list.is_empty(),
+        serde_json::Value::Bool(true)
+        | serde_json::Value::Number(_)
+        | serde_json::Value::String(_) => true,
+    }
 }
 
 fn parse_target(name: &str) -> Option<job::LoraTarget> {

@@ -29,6 +29,15 @@ CONFIG = make_golden.configuration(
     visual={"image_size": 56, "patch_size": 7, "width": 48, "mlp_ratio": 1.69, "output_dim": 256},
     hidden_size=256, kv_channels=64, intermediate_size=192)
 
+# What newer versions can do with the same tensor names, and qvl cannot.
+BEYOND_LORA = {
+    "beyond-alpha": {"alpha_pattern": {"c_attn": 8}},
+    "beyond-rank": {"rank_pattern": {"c_attn": 4}},
+    "beyond-layers": {"layers_to_transform": [1], "layers_pattern": "h"},
+    "beyond-rslora": {"use_rslora": True},
+    "beyond-pissa": {"init_lora_weights": "pissa"},
+}
+
 
 def write_base(folder, config, weights):
     """The two layouts of a base; the shards are what torch.save makes of bf16 and f32."""
@@ -53,11 +62,11 @@ def logits(model, inputs):
         return model.eval()(**{key: inputs[key] for key in keys})[0].contiguous()
 
 
-def save_adapter(folder, base, inputs, targets, safe):
+def save_adapter(folder, base, inputs, targets, safe, **settings):
     model = reference.from_folder(base)
     plain = logits(model, inputs)
     config = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=24, lora_dropout=0.05,
-                        bias="none", target_modules=targets)
+                        bias="none", target_modules=targets, **settings)
     wrapped = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(3)
     for name, value in wrapped.named_parameters():
@@ -85,6 +94,9 @@ def make(folder):
     # `mlp.c_proj` alone would hit the vision tower too.
     paths = [f"transformer.h.{i}.mlp.c_proj" for i in range(CONFIG["num_hidden_layers"])]
     save_adapter(folder / "adapter-every-layer", base, inputs, OFFICIAL_TARGETS + paths, safe=True)
+    if peft.__version__ != "0.5.0":
+        for name, settings in BEYOND_LORA.items():
+            save_adapter(folder / name, base, inputs, OFFICIAL_TARGETS, safe=True, **settings)
 
 
 def apply(base, adapter, inputs, out):
