@@ -240,3 +240,22 @@ fn write_json(
     text.push(b'\n');
     disk::write_file(folder, name, &text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_that_is_fenced_after_its_files_are_written_cannot_publish_them() {
+        let output = tempfile::tempdir().unwrap();
+        let identity = Identity { job: String::new(), base: String::new() };
+        let old = Store::open(output.path(), 1, identity.clone(), 3).unwrap();
+        let new_attempt = Store::open(output.path(), 2, identity, 3).unwrap();
+        let new = old.folder.join(".saving-late");
+        let files = write_files(&new, &State::default(), &[], &[]).unwrap();
+        old.write_manifest(&new, 0, None, files).unwrap();
+        let error = old.publish(&new, 0, None).unwrap_err();
+        assert!(matches!(error, CheckpointError::Fenced { own: 1, newer: 2, .. }), "{error}");
+        assert_eq!(list(new_attempt.folder()).unwrap().len(), 0);
+    }
+}

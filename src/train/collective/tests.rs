@@ -341,6 +341,52 @@ fn a_frozen_rank_is_named_after_the_timeout() {
     children[1].wait().unwrap();
 }
 
+#[test]
+fn the_first_report_decides_for_all() {
+    const NAME: &str = "the_first_report_decides_for_all";
+    if let Some(config) = child() {
+        let mut group = Tcp::join(&config).unwrap();
+        return report(&barrier_until_lost(&mut group));
+    }
+    let (listener, address) = listen();
+    let mut frozen = spawn(NAME, 3, 4, &address);
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(frozen.id()).unwrap());
+    let mut listener = Some(listener);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let mut ranks = Vec::new();
+        for rank in 0..3 {
+            let mut config = config(rank, 4, &address);
+            // Only rank 1 would notice the silence by itself within the time of this test.
+            if rank == 1 {
+                config.peer_timeout = Duration::from_secs(1);
+            }
+            let host = listener.take();
+            ranks.push(scope.spawn(move || {
+                let joined = match host {
+                    Some(listener) => Tcp::host(&config, listener),
+                    None => Tcp::join(&config),
+                };
+                let mut group = joined.unwrap();
+                if rank == 0 {
+                    // By then the others are past joining.
+                    std::thread::sleep(Duration::from_millis(300));
+                    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+                }
+                barrier_until_lost(&mut group)
+            }));
+        }
+        for rank in ranks {
+            let error = rank.join().unwrap();
+            assert_eq!(error.lost_peer(), Some(3), "{error}");
+            assert!(error.to_string().contains("it was silent for 1."), "{error}");
+        }
+    });
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    frozen.kill().unwrap();
+    frozen.wait().unwrap();
+}
+
 // --- rendezvous ------------------------------------------------------------------------------
 
 #[test]
@@ -382,6 +428,8 @@ fn strangers_do_not_disturb_the_group() {
         );
         let mut peer = Tcp::join(&config(1, 2, &address)).unwrap();
         let mut host = host.join().unwrap().unwrap();
+        let late = TcpStream::connect(&address);
+        assert!(late.is_err(), "nobody can call a complete group");
         let barrier = scope.spawn(move || host.barrier());
         peer.barrier().unwrap();
         barrier.join().unwrap().unwrap();

@@ -202,7 +202,7 @@ impl Group {
 
     /// Body of the heartbeat thread of `peer`.
     fn beat(&self, peer: usize) {
-        let longest = Duration::from_secs(2);
+        let longest = Duration::from_millis(250);
         let interval = (self.peer_timeout / 5).clamp(Duration::from_millis(10), longest);
         loop {
             let due = Instant::now() + interval;
@@ -377,7 +377,9 @@ impl Group {
         let lost = self.lock().lost.clone();
         let culprit = lost.as_ref().map(|lost| lost.rank);
         let payload = lost.map(|lost| write_loss(lost.rank, &lost.cause)).unwrap_or_default();
-        for peer in self.peers().filter(|&peer| Some(peer) != culprit) {
+        // The culprit comes last, because its link may be stuck. If it is alive after all, it
+        // learns that it was given up.
+        for peer in self.peers().filter(|&peer| Some(peer) != culprit).chain(culprit) {
             self.send_notice(peer, Kind::Bye, &payload);
         }
         self.lock().closing = true;

@@ -22,6 +22,8 @@ use super::frame::{self, CHUNK, GREETING_LIMIT, Header, Kind, ReadError};
 const MAX_GREETINGS: usize = 64;
 /// A caller must introduce itself within this time.
 const GREETING_TIME: Duration = Duration::from_secs(5);
+/// When all have joined rank 0, they connect to each other within this time.
+const MESH_TIME: Duration = Duration::from_secs(30);
 /// Refusals that an error repeats.
 const MAX_REFUSALS: usize = 8;
 
@@ -91,6 +93,7 @@ pub(super) fn host(
 pub(super) fn join(config: &TcpConfig) -> Result<Vec<Option<Peer>>, CollectiveError> {
     let deadline = Instant::now() + config.join_timeout;
     let (master, listener, addresses) = call_master(config, deadline)?;
+    let deadline = deadline.min(Instant::now() + MESH_TIME);
     let port = listener.local_addr().map(|address| address.port()).unwrap_or_default();
     let mut peers: Vec<Option<Peer>> = (0..config.world).map(|_| None).collect();
     for (rank, address) in addresses.iter().enumerate().take(config.rank) {
@@ -169,16 +172,21 @@ fn call_peer(
     port: u16,
     deadline: Instant,
 ) -> Result<TcpStream, CollectiveError> {
-    let stream = connect(address, deadline).map(|(stream, _)| stream);
-    let stream = stream.map_err(|_| never_came(config, &[rank], Vec::new()))?;
-    say_hello(config, &stream, port);
-    match frame::read(&stream, GREETING_LIMIT, |_| Instant::now() > deadline) {
-        Ok((Header { kind: Kind::Welcome, .. }, _)) => Ok(stream),
-        Ok((Header { kind: Kind::Refuse, .. }, reason)) => Err(refused(config, address, &reason)),
-        Ok(_) | Err(ReadError::Closed(_) | ReadError::Garbled(_) | ReadError::Stopped) => {
-            Err(never_came(config, &[rank], Vec::new()))
+    while Instant::now() < deadline {
+        if let Ok((stream, _)) = connect(address, deadline) {
+            say_hello(config, &stream, port);
+            match frame::read(&stream, GREETING_LIMIT, |_| Instant::now() > deadline) {
+                Ok((Header { kind: Kind::Welcome, .. }, _)) => return Ok(stream),
+                Ok((Header { kind: Kind::Refuse, .. }, reason)) => {
+                    return Err(refused(config, address, &reason));
+                }
+                // It may have been too busy with strangers.
+                Ok(_) | Err(ReadError::Closed(_) | ReadError::Garbled(_) | ReadError::Stopped) => {}
+            }
         }
+        std::thread::sleep(Duration::from_millis(50));
     }
+    Err(never_came(config, &[rank], Vec::new()))
 }
 
 fn connect(address: impl ToSocketAddrs, deadline: Instant) -> io::Result<(TcpStream, SocketAddr)> {
