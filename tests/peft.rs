@@ -80,7 +80,7 @@ fn largest(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// Saved by PEFT as `.bin` and as `.safetensors`, on every layer too, by both versions; on a base
-/// of safetensors and on one of `PyTorch` shards.
+/// of safetensors and on one of bf16 `PyTorch` shards.
 #[test]
 fn adapters_saved_by_peft_work_here() {
     for environment in PEFTS {
@@ -115,6 +115,8 @@ fn adapters_beyond_plain_lora_are_refused() {
         ("beyond-layers", "layers_to_transform"),
         ("beyond-rslora", "use_rslora"),
         ("beyond-pissa", "pissa"),
+        ("beyond-bias", "bias"),
+        ("beyond-modules", "modules_to_save"),
     ] {
         let error = adapter::load(&workshop.path(name)).unwrap_err();
         assert!(matches!(error, adapter::AdapterError::Unsupported { .. }), "{name}: {error}");

@@ -1,6 +1,7 @@
 """Makes the golden files that golden A does not cover, with reference.py and real PEFT.
 
-    make_golden.py FOLDER
+    make_golden.py FOLDER             the files of tests/goldens
+    make_golden.py FOLDER two-heads   one too large to keep: two heads in the resampler
 
 The keys are those of golden A: `config` in the metadata, `w.*`, `input_ids`, `labels`,
 `attention_mask`, `visual`, `logits`, `eval_logits`, `loss`, `g.*`. Pictures are normalised
@@ -166,8 +167,14 @@ def make_rms_norm(path):
           f"{int((logits != early).sum())} of {logits.numel()} values show the order")
 
 
-def main(folder):
-    folder = Path(folder)
+def make_two_heads(path):
+    """The resampler has a head for each 128 channels."""
+    visual = {"width": 48, "output_dim": 256, "mlp_ratio": 1.69}
+    config = configuration(visual=visual, hidden_size=256, kv_channels=64)
+    make(path, config, [sample(config, [1], "image", [5, 6], ([10, 20, 30],))], seed=51)
+
+
+def make_kept(folder):
     question, answer = [5, 6, 7, 8, 9], ([10, 20, 30, 40, 15, 43],)
     config = configuration()
     make(folder / "batch.safetensors", config, [
@@ -184,10 +191,13 @@ def main(folder):
     make(folder / "no_kv_proj.safetensors", config,
          [sample(config, [1], "image", question, answer)], seed=31)
     make_rms_norm(folder / "rms_norm_bf16.safetensors")
-    return 0
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    sys.exit(main(sys.argv[1]))
+    match sys.argv[1:]:
+        case [folder]:
+            make_kept(Path(folder))
+        case [folder, "two-heads"]:
+            make_two_heads(Path(folder) / "two_heads.safetensors")
+        case _:
+            sys.exit(__doc__)

@@ -36,21 +36,26 @@ BEYOND_LORA = {
     "beyond-layers": {"layers_to_transform": [1], "layers_pattern": "h"},
     "beyond-rslora": {"use_rslora": True},
     "beyond-pissa": {"init_lora_weights": "pissa"},
+    "beyond-bias": {"bias": "lora_only"},
+    "beyond-modules": {"modules_to_save": ["wte", "lm_head"]},
 }
 
 
 def write_base(folder, config, weights):
-    """The two layouts of a base; the shards are what torch.save makes of bf16 and f32."""
+    """The two layouts of a base: f32 safetensors, and the bf16 shards of torch.save."""
     for name in ("base", "base-bin"):
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").write_text(json.dumps(config, indent=2))
+    halves = {name: value.bfloat16() for name, value in weights.items()}
+    # The same numbers in both, so that both give the same logits.
+    weights = {name: value.float() for name, value in halves.items()}
     save_file(weights, folder / "base" / "model.safetensors")
     names = sorted(weights)
     shards = [names[0::2], names[1::2]]
     index = {}
     for i, shard in enumerate(shards, 1):
         file = f"pytorch_model-{i:05}-of-{len(shards):05}.bin"
-        torch.save({name: weights[name] for name in shard}, folder / "base-bin" / file)
+        torch.save({name: halves[name] for name in shard}, folder / "base-bin" / file)
         index |= {name: file for name in shard}
     text = json.dumps({"metadata": {}, "weight_map": index})
     (folder / "base-bin" / "pytorch_model.bin.index.json").write_text(text)
@@ -66,7 +71,7 @@ def save_adapter(folder, base, inputs, targets, safe, **settings):
     model = reference.from_folder(base)
     plain = logits(model, inputs)
     config = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=24, lora_dropout=0.05,
-                        bias="none", target_modules=targets, **settings)
+                        target_modules=targets, **settings)
     wrapped = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(3)
     for name, value in wrapped.named_parameters():
