@@ -105,7 +105,7 @@ fn adapters_saved_by_peft_work_here() {
     }
 }
 
-/// Adapters whose settings mean more than plain LoRA would load and act wrongly: they are refused.
+/// Adapters whose settings mean more than plain `LoRA` would load and act wrongly: they are refused.
 #[test]
 fn adapters_beyond_plain_lora_are_refused() {
     let workshop = Workshop::new(python::NEWEST);

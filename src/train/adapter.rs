@@ -346,7 +346,9 @@ fn is_set(value: &serde_json::Value) -> bool {
 
 fn parse_target(name: &str) -> Option<job::LoraTarget> {
     use job::LoraTarget::{AttnCProj, CAttn, MlpCProj, W1, W2};
-    let is = |path: &str| path.ends_with(name) || name.ends_with(&format!(".{path}"));
+    // As PEFT matches: whole components from the end; `attn` is not `c_attn`.
+    let ends = |long: &str, short: &str| long == short || long.ends_with(&format!(".{short}"));
+    let is = |path: &str| ends(path, name) || ends(name, path);
     // `c_proj` alone is the suffix of two layers, so it is refused.
     [CAttn, AttnCProj, W1, W2, MlpCProj]
         .into_iter()
