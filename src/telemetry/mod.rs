@@ -1,1 +1,3 @@
-//! TODO
+//! Metrics files, curves and pictures of a run.
+
+pub mod stats;
