@@ -2,9 +2,12 @@
 //! steps and memory. Pure: what doctor, launcher, operator and trainer all read.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod parse;
 pub mod schedule;
 mod spec;
+mod validate;
 
+pub use parse::{JobError, Problem, parse};
 pub use spec::{
     Batch, Checkpoint, Compute, Data, Dtype, EvalSet, Evaluation, Failure, FineTuneJob, Full,
     JobKind, JobSpec, JobVersion, Lora, LoraTarget, Mask, Metadata, Method, ModelSource,

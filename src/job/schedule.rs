@@ -63,7 +63,8 @@ pub fn stage_steps(stage: &super::Stage, samples: u64, global: u32) -> u64 {
         clippy::cast_sign_loss,
         reason = "a positive step count"
     )]
-    let steps = (stage.epochs.unwrap_or(1.0) * samples as f64 / f64::from(global.max(1))).ceil() as u64;
+    let steps =
+        (stage.epochs.unwrap_or(1.0) * samples as f64 / f64::from(global.max(1))).ceil() as u64;
     steps.max(1)
 }
 

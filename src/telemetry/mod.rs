@@ -1,3 +1,4 @@
 //! Metrics files, curves and pictures of a run.
 
+pub mod contact_sheet;
 pub mod stats;

@@ -69,7 +69,12 @@ impl Corpus {
                 if (data.max_length as usize) < encoded.ids.len() {
                     overlong += 1;
                     if data.on_overlong == OnOverlong::Error {
-                        return Err(does_not_fit(&set.path, &sample.id, encoded.ids.len(), data.max_length));
+                        return Err(does_not_fit(
+                            &set.path,
+                            &sample.id,
+                            encoded.ids.len(),
+                            data.max_length,
+                        ));
                     }
                     continue;
                 }

@@ -24,7 +24,7 @@ use crate::{
         tokenizer::Tokenizer,
     },
     job::{FineTuneJob, Mask, Task},
-    telemetry::stats,
+    telemetry::{contact_sheet::SheetItem, stats},
     wire::{EvalMetrics, TrainerExit},
 };
 
@@ -203,7 +203,9 @@ fn answers(
     }
     let judged = items.iter().zip(spoken).zip(sums);
     Ok(judged
-        .map(|((item, ids), (loss, tokens))| judge(set.task, item, tokenizer.decode(&ids), loss, tokens))
+        .map(|((item, ids), (loss, tokens))| {
+            judge(set.task, item, tokenizer.decode(&ids), loss, tokens)
+        })
         .collect())
 }
 
@@ -277,4 +279,30 @@ pub fn write(path: &Path, answers: &[Answer]) -> Result<(), Failure> {
     }
     file.persist(path).map_err(|error| failed(error.error))?;
     Ok(())
+}
+
+/// Answers to questions with a picture, as items of a contact sheet.
+pub fn sheet_items(answers: &[Answer]) -> Vec<SheetItem> {
+    let boxed = |text: &str| boxes::parse_answer(text);
+    answers
+        .iter()
+        .filter_map(|answer| {
+            let image = answer.image.clone()?;
+            let grounded = answer.iou.is_some();
+            Some(SheetItem {
+                image,
+                expected: boxed(&answer.reference).filter(|_found| grounded).map(rectangle),
+                found: boxed(&answer.answer).filter(|_found| grounded).map(rectangle),
+                caption: match answer.iou {
+                    Some(iou) => format!("IoU {iou:.2}"),
+                    None => answer.answer.clone(),
+                },
+                good: answer.iou.map_or(answer.exact, |iou| 0.5 <= iou),
+            })
+        })
+        .collect()
+}
+
+fn rectangle(found: boxes::Box2d) -> [f64; 4] {
+    [found.x1 / 1000.0, found.y1 / 1000.0, found.x2 / 1000.0, found.y2 / 1000.0]
 }

@@ -105,3 +105,10 @@ impl From<super::collective::CollectiveError> for Failure {
         Failure { hint, peer, ..Failure::of(exit, error) }
     }
 }
+
+impl From<super::checkpoint::CheckpointError> for Failure {
+    fn from(error: super::checkpoint::CheckpointError) -> Self {
+        let (exit, hint) = (error.exit(), error.hint());
+        Failure { hint: hint.map(str::to_owned), ..Failure::of(exit, error) }
+    }
+}

@@ -3,11 +3,13 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::Read,
+    io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
 use candle_core::{DType, Device, Tensor, pickle::PthTensors, safetensors::MmapedSafetensors};
+
+use sha2::{Digest, Sha256};
 
 use super::model::ModelError;
 
@@ -151,4 +153,29 @@ fn audit(folder: &Path, found: &Expected, expected: &Expected) -> Result<(), Mod
         list += &format!("\n  and {rest} more");
     }
     Err(ModelError::Audit { folder: folder.to_owned(), list })
+}
+
+/// A digest that tells two bases apart without reading them whole: names and sizes of the files,
+/// `config.json`, and the first and last 64 KiB of each weight file.
+pub fn fingerprint(folder: &Path) -> Result<String, ModelError> {
+    const ENDS: usize = 64 << 10;
+    let mut paths = files(folder, "safetensors")?;
+    if paths.is_empty() {
+        paths = files(folder, "bin")?;
+    }
+    paths.push(folder.join("config.json"));
+    let mut hash = Sha256::new();
+    for path in paths {
+        let read = |source| ModelError::ReadFile { path: path.clone(), source };
+        let mut file = fs::File::open(&path).map_err(read)?;
+        let size = file.metadata().map_err(read)?.len();
+        hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+        hash.update(size.to_le_bytes());
+        let mut end = Vec::new();
+        file.by_ref().take(ENDS as u64).read_to_end(&mut end).map_err(read)?;
+        file.seek(SeekFrom::Start(size.saturating_sub(ENDS as u64))).map_err(read)?;
+        file.read_to_end(&mut end).map_err(read)?;
+        hash.update(&end);
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -68,7 +68,12 @@ pub struct VisualConfig {
 impl ModelConfig {
     /// Reads and checks `config.json` in `folder`.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
-        let path = folder.join("config.json");
+        Self::read_file(&folder.join("config.json"))
+    }
+
+    /// Reads and checks a configuration file.
+    pub fn read_file(path: &Path) -> Result<Self, ModelError> {
+        let path = path.to_owned();
         let text = std::fs::read_to_string(&path)
             .map_err(|source| ModelError::ReadFile { path: path.clone(), source })?;
         let config: ModelConfig = serde_json::from_str(&text)

@@ -169,6 +169,16 @@ impl QwenVl {
         self.store.parameters()
     }
 
+    /// All tensors by name; a trained one as its f32 master.
+    pub fn tensors(&self) -> Vec<(String, Tensor)> {
+        self.store.tensors()
+    }
+
+    /// Numbers in all tensors.
+    pub fn parameter_count(&self) -> u64 {
+        self.tensors().iter().map(|(_name, tensor)| tensor.elem_count() as u64).sum()
+    }
+
     /// Replaces a trained tensor; `value` is f32.
     pub fn set_parameter(&mut self, index: usize, value: Tensor) -> Result<(), ModelError> {
         Ok(self.store.set_parameter(index, value)?)

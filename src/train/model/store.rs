@@ -85,6 +85,15 @@ impl Store {
         &self.parameters
     }
 
+    /// All tensors by name; a trained one as its f32 master.
+    pub(super) fn tensors(&self) -> Vec<(String, Tensor)> {
+        let best = |i: usize| match self.slots[i] {
+            Some(slot) => self.parameters[slot].value.clone(),
+            None => self.tensors[i].clone(),
+        };
+        self.names.iter().enumerate().map(|(i, name)| (name.clone(), best(i))).collect()
+    }
+
     /// Replaces the master of parameter `index` and its copy in the computation's format.
     pub(super) fn set_parameter(&mut self, index: usize, value: Tensor) -> Result<()> {
         let id = self.id(&self.parameters[index].name);
