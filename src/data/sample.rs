@@ -90,10 +90,10 @@ pub fn read(path: &Path) -> Result<SampleFile, SampleError> {
     let mut file =
         SampleFile { path: path.to_owned(), samples: Vec::new(), dropped_turns: Vec::new() };
     for (index, wire) in wire.into_iter().enumerate() {
-        let id = match &wire.id {
-            serde_json::Value::String(id) => id.clone(),
-            serde_json::Value::Null => index.to_string(),
-            other => other.to_string(),
+        let id = match wire.id.as_str() {
+            Some(id) => id.to_owned(),
+            None if wire.id.is_null() => index.to_string(),
+            None => wire.id.to_string(),
         };
         let sample = sample(&mut file.dropped_turns, id.clone(), wire.conversations)
             .map_err(|what| SampleError::Sample { path: path.to_owned(), index, id, what })?;

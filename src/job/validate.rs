@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::{FineTuneJob, Method, Stage, parse::Problem};
 
 /// Everything that is wrong with a job.
+#[expect(clippy::too_many_lines, reason = "a table of rules")]
 pub(super) fn problems(job: &FineTuneJob) -> Vec<Problem> {
     let mut found = Vec::new();
     let mut refuse = |wrong: bool, path: &str, what: String, hint: &str| {
@@ -127,7 +128,6 @@ fn is_dns_label(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::job::parse;
 
     const JOB: &str = r"apiVersion: qvl.dev/v1alpha1

@@ -63,13 +63,11 @@ impl From<candle_core::Error> for Failure {
 
 impl From<super::model::ModelError> for Failure {
     fn from(error: super::model::ModelError) -> Self {
-        match error {
-            super::model::ModelError::Compute(source) => source.into(),
-            error => {
-                let (exit, hint) = (error.exit(), error.hint());
-                Failure { hint: hint.map(str::to_owned), ..Failure::of(exit, error) }
-            }
+        if let super::model::ModelError::Compute(source) = error {
+            return source.into();
         }
+        let (exit, hint) = (error.exit(), error.hint());
+        Failure { hint: hint.map(str::to_owned), ..Failure::of(exit, error) }
     }
 }
 
@@ -91,10 +89,10 @@ impl From<super::canary::VerifyError> for Failure {
 
 impl From<super::reduce::ReduceError> for Failure {
     fn from(error: super::reduce::ReduceError) -> Self {
-        match error {
-            super::reduce::ReduceError::Add { source, .. } => source.into(),
-            error => Failure::of(TrainerExit::Internal, error),
+        if let super::reduce::ReduceError::Add { source, .. } = error {
+            return source.into();
         }
+        Failure::of(TrainerExit::Internal, error)
     }
 }
 

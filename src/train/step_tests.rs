@@ -34,8 +34,9 @@ fn sample(key: u64) -> (Vec<u32>, Option<Arc<[f32]>>) {
     let stream = Stream::new(key);
     let length = 12 + stream.below(0, 6);
     let ids = (0..length as u64).map(|i| u32::try_from(stream.below(i + 1, 250)).unwrap());
+    #[expect(clippy::cast_possible_truncation, reason = "pixels are f32")]
     let pixels = (0..3 * 28 * 28).map(|i| stream.normal(1000 + i) as f32).collect::<Vec<_>>();
-    (ids.collect(), (key % 5 != 0).then(|| pixels.into()))
+    (ids.collect(), (!key.is_multiple_of(5)).then(|| pixels.into()))
 }
 
 fn unit(keys: &[usize]) -> Unit {

@@ -150,7 +150,7 @@ fn audit(folder: &Path, found: &Expected, expected: &Expected) -> Result<(), Mod
     let mut list: String =
         lines.iter().take(AUDIT_LINES).fold(String::new(), |list, line| list + "\n  " + line);
     if 0 < rest {
-        list += &format!("\n  and {rest} more");
+        list = format!("{list}\n  and {rest} more");
     }
     Err(ModelError::Audit { folder: folder.to_owned(), list })
 }

@@ -93,8 +93,8 @@ impl ModelConfig {
                 self.num_attention_heads * self.kv_channels == self.hidden_size,
                 "hidden_size must be num_attention_heads * kv_channels",
             ),
-            (self.kv_channels % 2 == 0, "kv_channels must be even"),
-            (self.intermediate_size % 2 == 0, "intermediate_size must be even"),
+            (self.kv_channels.is_multiple_of(2), "kv_channels must be even"),
+            (self.intermediate_size.is_multiple_of(2), "intermediate_size must be even"),
             (visual.output_dim == self.hidden_size, "visual.output_dim must be hidden_size"),
             (
                 visual.heads != 0 && visual.width.is_multiple_of(visual.heads),

@@ -205,12 +205,11 @@ impl QwenVl {
         let (losses, mut dx_TD) = self.head_backward(unit, &x_TD, &mut grads)?;
         for (i, block) in self.blocks.iter().enumerate().rev() {
             let again;
-            let saved_block = match saved.blocks.get(i) {
-                Some(block) => block,
-                None => {
-                    again = block.forward(&self.store, saved.inputs[i].clone(), &pass, None)?.1;
-                    &again
-                }
+            let saved_block = if let Some(block) = saved.blocks.get(i) {
+                block
+            } else {
+                again = block.forward(&self.store, saved.inputs[i].clone(), &pass, None)?.1;
+                &again
             };
             dx_TD = block.backward(&self.store, saved_block, dx_TD, &pass, &mut grads)?;
         }

@@ -138,7 +138,7 @@ impl Golden {
         };
         let (ids, labels, mask) = (read("input_ids")?, read("labels")?, read("attention_mask")?);
         let ids: Vec<u32> = ids.into_iter().map(|id| u32::try_from(id).unwrap_or(0)).collect();
-        let counted = |position: &usize| position % length != 0 && 0 <= labels[*position];
+        let counted = |position: &usize| !position.is_multiple_of(length) && 0 <= labels[*position];
         let count = (0..labels.len()).filter(counted).count();
         #[expect(clippy::cast_possible_truncation, reason = "a share of the labels")]
         let weight = (1.0 / count.max(1) as f64) as f32;
@@ -248,7 +248,7 @@ impl Golden {
     /// Steps of AdamW on adapters, with the hyper-parameters named in the metadata.
     fn replay_lora(&self, unit: &UnitBatch, layers: &mut Vec<Layer>) -> Result<(), GoldenError> {
         let lora = job::Lora {
-            r: self.number("lora", "r", 4.0) as u32,
+            r: self.rank()?,
             alpha: self.number("lora", "alpha", 16.0),
             dropout: 0.0,
             targets: job::Lora::default().targets,
@@ -301,6 +301,16 @@ impl Golden {
         let values = values(&model);
         layers.push(self.worst("lora weights at the end", keys.zip(&values), Scale::Absolute)?);
         Ok(())
+    }
+
+    /// Rank of the adapters, from the first of them.
+    fn rank(&self) -> Result<u32, GoldenError> {
+        let a = self
+            .tensors
+            .iter()
+            .find(|(key, _value)| key.starts_with("lora0.") && key.contains(".lora_A."));
+        let rank = a.map_or(Ok(0), |(_key, value)| value.dim(0))?;
+        Ok(u32::try_from(rank).unwrap_or(u32::MAX))
     }
 
     /// `key=value` within a metadata string, for example `r=4 alpha=16`.
