@@ -82,6 +82,7 @@ impl Case {
     }
 
     /// Loads the adapter into a model, as `qvl-train` does.
+    #[expect(clippy::result_large_err, reason = "a test")]
     fn apply(&self, model: &mut QwenVl) -> Result<(), VerifyError> {
         let adapter = self.load()?;
         let parameters = model.parameters().iter();
