@@ -5,14 +5,17 @@ use candle_core::Tensor;
 use super::{failure::Failure, model::Parameter};
 use crate::wire::TrainerExit;
 
-/// Every trainable parameter must get a finite, non-zero gradient in the first two steps; a
-/// gradient graph that is cut somewhere shows itself here and nowhere else. At step 1 all
-/// `lora_B` are zero, so the gradients of `lora_A` are exactly zero and are judged at step 2.
+/// Steps in which gradients are checked: one before `lora_B` is anything but zero, one more if
+/// the warm-up begins with a learning rate of zero, and one after that.
+pub const CHECKED_STEPS: u64 = 3;
+
+/// Every trainable parameter must get a finite, non-zero gradient in the first steps; a gradient
+/// graph that is cut somewhere shows itself here and nowhere else. As long as a `lora_B` is zero,
+/// the gradient of its `lora_A` is exactly zero too, and is not judged.
 pub fn check_gradients(
     parameters: &[Parameter],
     grads: &[Tensor],
     step: u64,
-    fresh_lora: bool,
 ) -> Result<(), Failure> {
     let mut dead = Vec::new();
     for (parameter, grad) in parameters.iter().zip(grads) {
@@ -20,8 +23,7 @@ pub fn check_gradients(
         if !absmax.is_finite() {
             return Err(diverged(step, &format!("the gradient of `{}`", parameter.name)));
         }
-        let may_be_zero = fresh_lora && step == 1 && parameter.name.contains(".lora_A.");
-        if absmax == 0.0 && !may_be_zero {
+        if absmax == 0.0 && !has_zero_b(parameters, &parameter.name)? {
             dead.push(parameter.name.as_str());
         }
     }
@@ -40,6 +42,15 @@ pub fn check_gradients(
     .hint(
         "if the batch holds no pictures, do not train the vision parts; else report this as a bug",
     ))
+}
+
+/// Whether `name` is a `lora_A` whose `lora_B` is still zero.
+fn has_zero_b(parameters: &[Parameter], name: &str) -> candle_core::Result<bool> {
+    let b = name.replace(".lora_A.", ".lora_B.");
+    match parameters.iter().find(|parameter| b != name && parameter.name == b) {
+        Some(b) => Ok(b.value.abs()?.max_all()?.to_scalar::<f32>()? == 0.0),
+        None => Ok(false),
+    }
 }
 
 /// Refuses a loss or gradient norm that is not a number: the weights must not see it.

@@ -268,7 +268,6 @@ impl Rank<'_> {
             units: units.len(),
             dropout: DropoutKey { seed: spec.seed, step: self.done, probability: self.dropout() },
             stop: self.stop.load(Ordering::Relaxed),
-            fresh_lora: matches!(spec.method, Method::Lora(_)) && spec.model.adapter.is_none(),
         };
         let group = self.group.as_mut();
         let result = step::step(&mut self.model, &mut self.optimizer, group, &units_here, &plan)?;

@@ -150,8 +150,6 @@ pub struct StepPlan {
     pub dropout: DropoutKey,
     /// This rank was asked to stop.
     pub stop: bool,
-    /// The adapters are fresh: all `lora_B` are zero before step 1.
-    pub fresh_lora: bool,
 }
 
 /// Forward and backward of this rank's units, reduction over all ranks, clipping, update.
@@ -174,8 +172,8 @@ pub fn step(
     }
     let grad_norm = optim::global_norm(&grads)?;
     guard::check_finite(plan.done + 1, loss, grad_norm)?;
-    if plan.done < 2 {
-        guard::check_gradients(model.parameters(), &grads, plan.done + 1, plan.fresh_lora)?;
+    if plan.done < guard::CHECKED_STEPS {
+        guard::check_gradients(model.parameters(), &grads, plan.done + 1)?;
     }
     optim::clip(&mut grads, grad_norm, plan.max_grad_norm)?;
     let values: Vec<Tensor> = model.parameters().iter().map(|p| p.value.clone()).collect();

@@ -104,7 +104,6 @@ fn train(group: &mut dyn Collective, method: Method, normalisation: Normalisatio
             units: UNITS,
             dropout: DropoutKey { seed: 9, step: done, probability: 0.1 },
             stop: false,
-            fresh_lora: true,
         };
         let result = step(&mut model, &mut optimizer, group, &units, &plan).unwrap();
         assert_eq!(result.sums.samples, 8.0);
