@@ -1,1 +1,108 @@
-//! TODO
+//! The command line of `qvl`: one file per subcommand.
+
+mod completions;
+mod data;
+mod error;
+mod home;
+mod jobs;
+mod launch;
+mod logs;
+mod plan;
+mod schema;
+mod view;
+
+pub use error::CliError;
+
+use std::io::Write;
+
+use clap::{Parser, Subcommand};
+
+use crate::wire::ExitStatus;
+
+/// Verifies, launches and fine-tunes Qwen-VL on NVIDIA machines.
+#[derive(Debug, Parser)]
+#[command(name = "qvl", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what a job will do: steps, saves, learning rate, memory per rank.
+    Plan(plan::PlanArgs),
+    /// Run a job.
+    Launch(launch::LaunchArgs),
+    /// List the runs of this user.
+    Ps(jobs::PsArgs),
+    /// Show one run.
+    Status(jobs::NameArgs),
+    /// Show the logs of all ranks of a run, merged by time.
+    Logs(logs::LogsArgs),
+    /// Ask a run to save a checkpoint and stop.
+    Stop(jobs::NameArgs),
+    /// Go on with a stopped or failed run from its newest checkpoint.
+    Resume(launch::ResumeArgs),
+    /// Work with data sets.
+    Data(data::DataArgs),
+    /// Print a JSON Schema.
+    Schema(schema::SchemaArgs),
+    /// Describe the fields of a job file, with their defaults.
+    Explain(schema::ExplainArgs),
+    /// Print a completion script for a shell.
+    Completions(completions::CompletionsArgs),
+    /// Write manual pages into a folder.
+    #[command(hide = true)]
+    Man(completions::ManArgs),
+}
+
+/// Parses the command line, runs the command and prints its error, if any.
+pub fn main() -> ExitStatus {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _printed = error.print();
+            return if error.use_stderr() { ExitStatus::Usage } else { ExitStatus::Success };
+        }
+    };
+    match dispatch(&cli.command) {
+        Ok(status) => status,
+        // Whoever reads our output has seen enough, for example `head`.
+        Err(error) if error.is_broken_pipe() => ExitStatus::Success,
+        Err(error) => {
+            let mut err = anstream::stderr();
+            let _written = write!(err, "{error}");
+            error.status
+        }
+    }
+}
+
+fn dispatch(command: &Command) -> Result<ExitStatus, CliError> {
+    let mut out = anstream::stdout();
+    match command {
+        Command::Plan(args) => plan::run(args, &mut out),
+        Command::Launch(args) => launch::run(args),
+        Command::Ps(args) => jobs::ps(args, &mut out),
+        Command::Status(args) => jobs::status(args, &mut out),
+        Command::Logs(args) => logs::run(args, &mut out),
+        Command::Stop(args) => jobs::stop(args, &mut out),
+        Command::Resume(args) => launch::resume(args),
+        Command::Data(args) => data::run(args, &mut out),
+        Command::Schema(args) => schema::schema(args, &mut out),
+        Command::Explain(args) => schema::explain(args, &mut out),
+        Command::Completions(args) => completions::completions(args, &mut out),
+        Command::Man(args) => completions::man(args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -3,5 +3,6 @@
 pub mod boxes;
 pub mod chatml;
 pub mod image;
+pub mod lint;
 pub mod sample;
 pub mod tokenizer;

@@ -2,6 +2,7 @@
 //! steps and memory. Pure: what doctor, launcher, operator and trainer all read.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod memory;
 mod parse;
 pub mod schedule;
 mod spec;

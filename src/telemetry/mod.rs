@@ -1,4 +1,7 @@
 //! Metrics files, curves and pictures of a run.
 
 pub mod contact_sheet;
+pub mod curve;
+pub mod metrics;
 pub mod stats;
+pub mod tensorboard;

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::{ModelConfig, ModelError, expected_tensors, position::sine_table};
 use crate::{job, train::rng::Stream};
 
-/// Standard deviation of fresh matrices, as the official `initializer_range`.
+/// Standard deviation of fresh tables, as the official `initializer_range`.
 const DEVIATION: f64 = 0.02;
 
 /// Adapters as PEFT begins: A uniform in ±1/√inputs (kaiming with a = √5), B zero.
@@ -44,43 +44,64 @@ pub(super) fn lora_tensors(
 ///
 /// | tensor | begins as |
 /// |---|---|
-/// | norms | weight 1, bias 0 |
+/// | norms | weight 1, bias 0; `ln_q` weight 0.1 |
 /// | biases | 0 |
 /// | `attn_pool.pos_embed` | the 2-D sine table |
-/// | projections back into the residual stream | normal, 0.02/√(2·layers) |
-/// | everything else | normal, 0.02 (inputs of 0.02·√(width) would drown: see `conv1`) |
-/// | `conv1` and `proj` | normal, 1/√inputs |
+/// | query and key rows of `attn_pool.attn.in_proj_weight` | equal, normal, 1.5/√inputs |
+/// | embedding, query, positions | normal, 0.02 |
+/// | projections back into the residual stream | normal, 0.6/√inputs/√(2·layers) |
+/// | other matrices | normal, 0.6/√inputs, as torch's uniform default |
+///
+/// With equal rows for query and key, and little of the query itself, a query of the resampler
+/// first looks at its own place: what follows then learns where things are in minutes.
 pub fn init_random(config: &ModelConfig, seed: u64) -> Result<BTreeMap<String, Tensor>> {
     let shapes = expected_tensors(config);
     let fresh = shapes.into_iter().map(|(name, shape)| {
-        let stream = Stream::new(seed).named(&name);
-        let count: usize = shape.iter().product();
-        #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
-        let values: Vec<f32> = if name.ends_with("attn_pool.pos_embed") {
-            sine_table(config.visual.n_queries.isqrt(), config.visual.output_dim)
-        } else if name.contains("ln_") && name.ends_with("weight") {
-            vec![1.0; count]
-        } else if name.ends_with("bias") {
-            vec![0.0; count]
-        } else {
-            let deviation = deviation(config, &name, &shape);
-            (0..count as u64).map(|i| (stream.normal(i) * deviation) as f32).collect()
-        };
+        let values = fresh_values(config, seed, &name, &shape);
         Ok((name, Tensor::from_vec(values, shape, &Device::Cpu)?))
     });
     fresh.collect()
 }
 
+fn fresh_values(config: &ModelConfig, seed: u64, name: &str, shape: &[usize]) -> Vec<f32> {
+    let count: usize = shape.iter().product();
+    if name.ends_with("attn_pool.pos_embed") {
+        return sine_table(config.visual.n_queries.isqrt(), config.visual.output_dim);
+    }
+    if name.contains("ln_") && name.ends_with("weight") {
+        return vec![if name.ends_with("ln_q.weight") { 0.1 } else { 1.0 }; count];
+    }
+    if name.ends_with("bias") {
+        return vec![0.0; count];
+    }
+    let (stream, deviation) = (Stream::new(seed).named(name), deviation(config, name, shape));
+    let pooled = name.ends_with("attn_pool.attn.in_proj_weight");
+    let block = (count / 3) as u64;
+    #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
+    (0..count as u64)
+        .map(|i| match pooled && i < 2 * block {
+            true => (stream.normal(i % block) * 2.5 * deviation) as f32,
+            false => (stream.normal(i) * deviation) as f32,
+        })
+        .collect()
+}
+
 fn deviation(config: &ModelConfig, name: &str, shape: &[usize]) -> f64 {
     let inputs: usize = shape[1..].iter().product();
-    if name.ends_with("conv1.weight") || name.ends_with("visual.proj") {
-        1.0 / (inputs as f64).sqrt()
-    } else if name.contains(".h.") && name.ends_with("c_proj.weight") {
-        DEVIATION / (2.0 * config.num_hidden_layers as f64).sqrt()
-    } else if shape.len() == 2 && name.contains(".resblocks.") || name.contains("in_proj_weight") {
-        1.0 / (inputs as f64).sqrt() / 2.0
-    } else {
+    let uniform = 0.6 / (inputs as f64).sqrt();
+    let layers =
+        if name.contains(".visual.") { config.visual.layers } else { config.num_hidden_layers };
+    if name.ends_with("wte.weight")
+        || name.ends_with("query")
+        || name.ends_with("positional_embedding")
+    {
         DEVIATION
+    } else if name.ends_with("c_proj.weight")
+        || name.contains("resblocks") && name.ends_with("out_proj.weight")
+    {
+        uniform / (2.0 * layers as f64).sqrt()
+    } else {
+        uniform
     }
 }
 
