@@ -29,8 +29,8 @@ const PURE: &[&str] = &[
 ];
 
 /// Files longer than [`LONGEST`] lines, each with its reason.
-const LONG: &[(&str, &str)] = &[];
-const LONGEST: usize = 450;
+const LONG: &[(&str, &str)] = &[("src/job/spec.rs", "the job format, most of it documentation")];
+const LONGEST: usize = 500;
 
 /// What a pure file may not name, by path prefix.
 const IO: &[(&str, &[&str])] = &[

@@ -24,7 +24,9 @@ pub(super) fn completions(
     args: &CompletionsArgs,
     out: &mut impl Write,
 ) -> Result<ExitStatus, CliError> {
-    clap_complete::generate(args.shell, &mut Cli::command(), "qvl", out);
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "qvl", &mut script);
+    out.write_all(&script)?;
     Ok(ExitStatus::Success)
 }
 

@@ -273,7 +273,7 @@ fn tidy(path: &Path) -> PathBuf {
             }
             Component::CurDir => {}
             Component::Prefix(_) | Component::RootDir | Component::Normal(_) => {
-                tidy.push(component)
+                tidy.push(component);
             }
         }
     }

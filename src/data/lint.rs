@@ -1,7 +1,7 @@
 //! `qvl data lint`: what is wrong with a data set, before a GPU hour is spent on it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
 };
@@ -106,7 +106,7 @@ pub fn lint(files: &[PathBuf], options: &Options) -> Result<LintReport, Tokenize
             file: path.display().to_string(),
             beside: path.parent().unwrap_or(Path::new(".")).to_owned(),
             findings: Vec::new(),
-            pictures: BTreeMap::new(),
+            pictures: BTreeSet::new(),
             summary: FileSummary { file: path.display().to_string(), ..FileSummary::default() },
         };
         let mut lengths = Vec::new();
@@ -166,7 +166,7 @@ struct Check {
     beside: PathBuf,
     findings: Vec<Finding>,
     /// Pictures that were looked at, so that each is opened once.
-    pictures: BTreeMap<PathBuf, ()>,
+    pictures: BTreeSet<PathBuf>,
     summary: FileSummary,
 }
 
@@ -258,7 +258,7 @@ impl Check {
             self.warn("long-path", id, what, "qvl has no such limit; other tools do");
         }
         let full = self.beside.join(path);
-        if self.pictures.insert(full.clone(), ()).is_some() {
+        if !self.pictures.insert(full.clone()) {
             return;
         }
         if let Err(error) = image::dimensions(&full) {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use super::super::reduce::ReduceError;
+use crate::train::reduce::ReduceError;
 use crate::wire::TrainerExit;
 
 /// Why a collective operation failed.

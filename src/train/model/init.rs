@@ -46,14 +46,15 @@ pub(super) fn lora_tensors(
 /// |---|---|
 /// | norms | weight 1, bias 0; `ln_q` weight 0.1 |
 /// | biases | 0 |
-/// | `attn_pool.pos_embed` | the 2-D sine table |
+/// | `positional_embedding`, `attn_pool.pos_embed` | the 2-D sine table |
 /// | query and key rows of `attn_pool.attn.in_proj_weight` | equal, normal, 1.5/√inputs |
-/// | embedding, query, positions | normal, 0.02 |
+/// | embedding, query | normal, 0.02 |
 /// | projections back into the residual stream | normal, 0.6/√inputs/√(2·layers) |
 /// | other matrices | normal, 0.6/√inputs, as torch's uniform default |
 ///
 /// With equal rows for query and key, and little of the query itself, a query of the resampler
-/// first looks at its own place: what follows then learns where things are in minutes.
+/// first looks at its own place, and the sine table gives the patches a place that the values
+/// carry along: what follows then learns where things are in minutes.
 pub fn init_random(config: &ModelConfig, seed: u64) -> Result<BTreeMap<String, Tensor>> {
     let shapes = expected_tensors(config);
     let fresh = shapes.into_iter().map(|(name, shape)| {
@@ -65,8 +66,12 @@ pub fn init_random(config: &ModelConfig, seed: u64) -> Result<BTreeMap<String, T
 
 fn fresh_values(config: &ModelConfig, seed: u64, name: &str, shape: &[usize]) -> Vec<f32> {
     let count: usize = shape.iter().product();
+    let grid = config.visual.n_queries.isqrt();
     if name.ends_with("attn_pool.pos_embed") {
-        return sine_table(config.visual.n_queries.isqrt(), config.visual.output_dim);
+        return sine_table(grid, config.visual.output_dim);
+    }
+    if name.ends_with("visual.positional_embedding") {
+        return sine_table(grid, config.visual.width);
     }
     if name.contains("ln_") && name.ends_with("weight") {
         return vec![if name.ends_with("ln_q.weight") { 0.1 } else { 1.0 }; count];
@@ -79,9 +84,10 @@ fn fresh_values(config: &ModelConfig, seed: u64, name: &str, shape: &[usize]) ->
     let block = (count / 3) as u64;
     #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
     (0..count as u64)
-        .map(|i| match pooled && i < 2 * block {
-            true => (stream.normal(i % block) * 2.5 * deviation) as f32,
-            false => (stream.normal(i) * deviation) as f32,
+        .map(|i| {
+            let shared = pooled && i < 2 * block;
+            let (i, factor) = if shared { (i % block, 2.5) } else { (i, 1.0) };
+            (stream.normal(i) * factor * deviation) as f32
         })
         .collect()
 }
@@ -91,10 +97,7 @@ fn deviation(config: &ModelConfig, name: &str, shape: &[usize]) -> f64 {
     let uniform = 0.6 / (inputs as f64).sqrt();
     let layers =
         if name.contains(".visual.") { config.visual.layers } else { config.num_hidden_layers };
-    if name.ends_with("wte.weight")
-        || name.ends_with("query")
-        || name.ends_with("positional_embedding")
-    {
+    if name.ends_with("wte.weight") || name.ends_with("query") {
         DEVIATION
     } else if name.ends_with("c_proj.weight")
         || name.contains("resblocks") && name.ends_with("out_proj.weight")

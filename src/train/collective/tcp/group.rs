@@ -12,8 +12,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::super::{Cause, CollectiveError};
 use super::frame::{self, CHUNK, Header, Kind, ReadError};
+use crate::train::collective::{Cause, CollectiveError};
 
 /// Bytes of one peer that wait to be used; then its reader stops reading.
 const INBOX_LIMIT: usize = 8 * CHUNK;

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::super::CollectiveError;
 use super::TcpConfig;
 use super::frame::{self, CHUNK, GREETING_LIMIT, Header, Kind, ReadError};
+use crate::train::collective::CollectiveError;
 
 /// Connections that are greeted at the same time; more are closed at once.
 const MAX_GREETINGS: usize = 64;
