@@ -6,9 +6,12 @@ use candle_core::{D, Tensor};
 
 use super::{
     Mode, ModelError, QwenVl,
-    language::{Cache, Pass, Rotary, causal_mask},
+    language::{Cache, Pass, angles},
 };
-use crate::train::batch::{ImageInput, UnitBatch};
+use crate::train::{
+    batch::{ImageInput, UnitBatch},
+    ops::softmax::CausalMask,
+};
 
 /// A question: token ids with slots for pictures. The `row` of its pictures is ignored.
 #[derive(Clone, Debug)]
@@ -51,10 +54,10 @@ impl QwenVl {
         let unit = unit_of(prompts);
         let (rows, length) = (unit.rows, unit.length);
         let mut caches = vec![Cache::default(); self.blocks.len()];
-        let mask = causal_mask(&unit.lengths, length, self.dtype, &self.device)?;
-        let rotary = Rotary::new(&self.config, Mode::Eval, 0, length, length, &self.device)?;
+        let mask = CausalMask::new(&unit.lengths);
+        let turned = angles(&self.config, Mode::Eval, (0, length, length), &self.device)?;
         let (x_TD, _sources, _saved) = self.embed(&unit, false)?;
-        let pass = Pass { rows, rotary, mask: Some(mask), dropout: None };
+        let pass = Pass { rows, angles: turned, mask: Some(mask), dropout: None };
         let mut next = self.next_tokens(x_TD, &pass, &mut caches)?;
         let mut answers = vec![Vec::new(); rows];
         let mut open = vec![true; rows];
@@ -70,10 +73,10 @@ impl QwenVl {
             }
             // The stretch of the angles is fixed by the length of the prompt, as the keys in
             // the cache were turned with it.
-            let rotary = Rotary::new(&self.config, Mode::Eval, seen, 1, length, &self.device)?;
+            let turned = angles(&self.config, Mode::Eval, (seen, 1, length), &self.device)?;
             let ids = Tensor::from_slice(&next, rows, &self.device)?;
             let x_BD = self.store.get(self.wte).index_select(&ids, 0)?;
-            let pass = Pass { rows, rotary, mask: None, dropout: None };
+            let pass = Pass { rows, angles: turned, mask: None, dropout: None };
             next = self.next_tokens(x_BD, &pass, &mut caches)?;
         }
         Ok(answers)

@@ -2,23 +2,31 @@
 //!
 //! Shapes: B rows, L positions, T = B·L, D width, H heads, K channels of a head.
 
-use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::rotary_emb::rope;
+use candle_core::{Device, Result, Tensor};
 
 use super::{
     Mode,
-    attention::{SavedAttention, attend, attend_backward, merge_heads, split_heads},
+    attention::{SavedAttention, attend, attend_backward},
     config::ModelConfig,
-    layers::{Dropout, Linear, RmsNorm, SavedLinear, swiglu, swiglu_backward},
+    layers::{Dropout, Linear, RmsNorm, SavedLinear},
     lora,
     store::{Gradients, Store},
 };
-use crate::job;
+use crate::{
+    job,
+    train::ops::{
+        bias,
+        heads::{Angles, Heads, Order},
+        softmax::CausalMask,
+        swiglu,
+    },
+};
 
 /// One decoder block.
 #[derive(Clone, Debug)]
 pub(super) struct Block {
     heads: usize,
+    channels: usize,
     ln_1: RmsNorm,
     c_attn: Linear,
     attn_c_proj: Linear,
@@ -45,66 +53,40 @@ pub(super) struct SavedBlock {
 /// What all blocks of one pass share.
 pub(super) struct Pass<'a> {
     pub rows: usize,
-    pub rotary: Rotary,
-    /// (B, 1, L, M): 0 where a query may look, −∞ where not.
-    pub mask: Option<Tensor>,
+    pub angles: Angles,
+    /// None while tokens are decoded one by one: the last one may look at all.
+    pub mask: Option<CausalMask>,
     pub dropout: Dropout<'a>,
-}
-
-/// Cosines and sines of the rotary angles, (L, K/2) each, and the log-n factor of the queries.
-#[derive(Clone, Debug)]
-pub(super) struct Rotary {
-    cos: Tensor,
-    sin: Tensor,
-    /// (1, 1, L, 1), only if some position is beyond the training length.
-    log_n: Option<Tensor>,
 }
 
 /// Keys and values of the positions seen so far, (B, H, M, K) each.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cache(Option<(Tensor, Tensor)>);
 
-impl Rotary {
-    /// Angles of the positions `first..first + length`. `total` is the length of the input that
-    /// was read at once: NTK stretches the base by it, and only in [`Mode::Eval`]. This is a pure
-    /// function of its arguments; the official code keeps the last stretch and uses it in
-    /// training too.
-    pub(super) fn new(
-        config: &ModelConfig,
-        mode: Mode,
-        first: usize,
-        length: usize,
-        total: usize,
-        device: &Device,
-    ) -> Result<Self> {
-        let base = config.rotary_emb_base * ntk_factor(config, mode, total);
-        let half = config.kv_channels / 2;
-        // The official code computes the angles in f32.
-        #[expect(clippy::cast_possible_truncation, reason = "angles are f32")]
-        let frequencies: Vec<f32> = (0..half)
-            .map(|i| (1.0 / base.powf(2.0 * i as f64 / config.kv_channels as f64)) as f32)
-            .collect();
-        let angles: Vec<f32> = (first..first + length)
-            .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f))
-            .collect();
-        let angles = Tensor::from_vec(angles, (length, half), device)?;
-        let log_n = log_n_factors(config, mode, first, length);
-        let log_n = log_n.map(|f| Tensor::from_vec(f, (1, 1, length, 1), device)).transpose()?;
-        Ok(Rotary { cos: angles.cos()?, sin: angles.sin()?, log_n })
-    }
-
-    fn turn(&self, x_BHLK: &Tensor, sign: f64) -> Result<Tensor> {
-        let dtype = x_BHLK.dtype();
-        let sin = if sign < 0.0 { self.sin.neg()? } else { self.sin.clone() };
-        rope(&x_BHLK.to_dtype(DType::F32)?.contiguous()?, &self.cos, &sin)?.to_dtype(dtype)
-    }
-
-    fn scale_queries(&self, q_BHLK: Tensor) -> Result<Tensor> {
-        match &self.log_n {
-            Some(factors) => q_BHLK.broadcast_mul(&factors.to_dtype(q_BHLK.dtype())?),
-            None => Ok(q_BHLK),
-        }
-    }
+/// Angles of the positions `first..first + length`, and the log-n factors of their queries if
+/// one of them is beyond the training length. `total` is the length of the input that was read at
+/// once: NTK stretches the base by it, and only in [`Mode::Eval`]. This is a pure function of its
+/// arguments; the official code keeps the last stretch and uses it in training too.
+pub(super) fn angles(
+    config: &ModelConfig,
+    mode: Mode,
+    (first, length, total): (usize, usize, usize),
+    device: &Device,
+) -> Result<Angles> {
+    let base = config.rotary_emb_base * ntk_factor(config, mode, total);
+    let half = config.kv_channels / 2;
+    // The official code computes the angles in f32.
+    #[expect(clippy::cast_possible_truncation, reason = "angles are f32")]
+    let frequencies: Vec<f32> = (0..half)
+        .map(|i| (1.0 / base.powf(2.0 * i as f64 / config.kv_channels as f64)) as f32)
+        .collect();
+    let angles: Vec<f32> = (first..first + length)
+        .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f))
+        .collect();
+    let angles = Tensor::from_vec(angles, (length, half), device)?;
+    let factors = log_n_factors(config, mode, first, length);
+    let factors = factors.map(|f| Tensor::from_vec(f, length, device)).transpose()?;
+    Ok(Angles { cos_LK: angles.cos()?, sin_LK: angles.sin()?, query_scale_L: factors })
 }
 
 /// max(2^⌈log₂(L/s) + 1⌉ − 1, 1)^(K/(K−2)) for inputs beyond the training length s.
@@ -163,6 +145,7 @@ impl Block {
         };
         Block {
             heads: config.num_attention_heads,
+            channels: config.kv_channels,
             ln_1: norm("ln_1"),
             c_attn: linear("attn.c_attn"),
             attn_c_proj: linear("attn.c_proj"),
@@ -184,7 +167,7 @@ impl Block {
         // 1. x += c_proj(attention(ln_1 x))
         let n_TD = self.ln_1.forward(store, &x_TD)?;
         let (qkv, c_attn) = self.c_attn.forward(store, &n_TD, pass.dropout)?;
-        let (q, mut k, mut v) = self.split_qkv(&qkv, pass)?;
+        let [q, mut k, mut v] = self.packed(pass).split(&qkv)?;
         if let Some(cache) = cache {
             if let Some((old_k, old_v)) = &cache.0 {
                 (k, v) = (Tensor::cat(&[old_k, &k], 2)?, Tensor::cat(&[old_v, &v], 2)?);
@@ -193,14 +176,15 @@ impl Block {
         }
         let (o_BHLK, attention) = attend(q, k, v, pass.mask.as_ref())?;
         let (y_TD, attn_c_proj) =
-            self.attn_c_proj.forward(store, &merge_heads(&o_BHLK)?, pass.dropout)?;
-        let middle_TD = (&x_TD + y_TD)?;
+            self.attn_c_proj.forward(store, &self.plain(pass).merge([&o_BHLK])?, pass.dropout)?;
+        let middle_TD = bias::add(y_TD, &x_TD)?;
         // 2. x += c_proj(w1(n) · silu(w2(n))) with n = ln_2 x
         let n_TD = self.ln_2.forward(store, &middle_TD)?;
         let (a, w1) = self.w1.forward(store, &n_TD, pass.dropout)?;
         let (b, w2) = self.w2.forward(store, &n_TD, pass.dropout)?;
-        let (y_TD, mlp_c_proj) = self.mlp_c_proj.forward(store, &swiglu(&a, &b)?, pass.dropout)?;
-        let out_TD = (&middle_TD + y_TD)?;
+        let (y_TD, mlp_c_proj) =
+            self.mlp_c_proj.forward(store, &swiglu::forward(&a, &b)?, pass.dropout)?;
+        let out_TD = bias::add(y_TD, &middle_TD)?;
         let saved = SavedBlock {
             x_TD,
             c_attn,
@@ -217,12 +201,19 @@ impl Block {
     }
 
     /// q, k and v are three blocks of columns; q and k are turned, q is scaled.
-    fn split_qkv(&self, qkv: &Tensor, pass: &Pass) -> Result<(Tensor, Tensor, Tensor)> {
-        let width = qkv.dim(1)? / 3;
-        let part = |i: usize| split_heads(&qkv.narrow(1, i * width, width)?, pass.rows, self.heads);
-        let q = pass.rotary.scale_queries(pass.rotary.turn(&part(0)?, 1.0)?)?;
-        let channels = width / self.heads;
-        Ok(((q / (channels as f64).sqrt())?, pass.rotary.turn(&part(1)?, 1.0)?, part(2)?))
+    fn packed<'a>(&self, pass: &'a Pass) -> Heads<'a> {
+        Heads {
+            rows: pass.rows,
+            heads: self.heads,
+            order: Order::Parts,
+            angles: Some(&pass.angles),
+            divisor: (self.channels as f64).sqrt(),
+        }
+    }
+
+    /// The output of the attention as heads.
+    fn plain<'a>(&self, pass: &'a Pass) -> Heads<'a> {
+        Heads { angles: None, divisor: 1.0, ..self.packed(pass) }
     }
 
     /// Gradient of the output -> gradient of the input.
@@ -230,32 +221,25 @@ impl Block {
         &self,
         store: &Store,
         saved: &SavedBlock,
-        dy_TD: Tensor,
+        dy_TD: &Tensor,
         pass: &Pass,
         grads: &mut Gradients,
     ) -> Result<Tensor> {
         // 2.
-        let du = self.mlp_c_proj.backward(store, &saved.mlp_c_proj, &dy_TD, grads)?;
-        let (da, db) = swiglu_backward(&saved.a, &saved.b, &du)?;
-        let dn_TD = (self.w1.backward(store, &saved.w1, &da, grads)?
-            + self.w2.backward(store, &saved.w2, &db, grads)?)?;
+        let du = self.mlp_c_proj.backward(store, &saved.mlp_c_proj, dy_TD, grads)?;
+        let (da, db) = swiglu::backward(&saved.a, &saved.b, &du)?;
+        let dn_TD = self.w1.backward(store, &saved.w1, &da, grads)?;
+        let dn_TD = bias::add(dn_TD, &self.w2.backward(store, &saved.w2, &db, grads)?)?;
         let dx_TD = self.ln_2.backward(store, &saved.middle_TD, &dn_TD, grads)?;
-        let dmiddle_TD = (dy_TD + dx_TD)?;
+        let dmiddle_TD = bias::add(dx_TD, dy_TD)?;
         // 1.
         let do_TD = self.attn_c_proj.backward(store, &saved.attn_c_proj, &dmiddle_TD, grads)?;
-        let d = attend_backward(&saved.attention, &split_heads(&do_TD, pass.rows, self.heads)?)?;
-        let channels = d.q_BHLK.dim(3)?;
-        let dq = pass.rotary.scale_queries((d.q_BHLK / (channels as f64).sqrt())?)?;
-        let dqkv = Tensor::cat(
-            &[
-                merge_heads(&pass.rotary.turn(&dq, -1.0)?)?,
-                merge_heads(&pass.rotary.turn(&d.k_BHMK, -1.0)?)?,
-                merge_heads(&d.v_BHMK)?,
-            ],
-            1,
-        )?;
+        let [do_BHLK] = self.plain(pass).split(&do_TD)?;
+        let d = attend_backward(&saved.attention, &do_BHLK)?;
+        let dqkv = self.packed(pass).merge([&d.q_BHLK, &d.k_BHMK, &d.v_BHMK])?;
         let dn_TD = self.c_attn.backward(store, &saved.c_attn, &dqkv, grads)?;
-        dmiddle_TD + self.ln_1.backward(store, &saved.x_TD, &dn_TD, grads)?
+        let dx_TD = self.ln_1.backward(store, &saved.x_TD, &dn_TD, grads)?;
+        bias::add(dx_TD, &dmiddle_TD)
     }
 }
 
@@ -264,26 +248,6 @@ fn adapter_index(block: usize, path: &str) -> u64 {
     const PATHS: [&str; 5] = ["attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj"];
     let within = PATHS.iter().position(|known| *known == path).unwrap_or(PATHS.len());
     (block * (PATHS.len() + 1) + within) as u64
-}
-
-/// The additive mask (B, 1, L, L): a query sees itself and what lies before it, and no padding.
-pub(super) fn causal_mask(
-    lengths: &[usize],
-    length: usize,
-    dtype: DType,
-    device: &Device,
-) -> Result<Tensor> {
-    let mut mask = Vec::with_capacity(lengths.len() * length * length);
-    for valid in lengths {
-        for query in 0..length {
-            mask.extend(
-                (0..length).map(|key| {
-                    if key <= query && key < *valid { 0.0_f32 } else { f32::NEG_INFINITY }
-                }),
-            );
-        }
-    }
-    Tensor::from_vec(mask, (lengths.len(), 1, length, length), device)?.to_dtype(dtype)
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! Low-rank adapters: `scale · dropout(x) Aᵀ Bᵀ`, computed in f32 whatever the base is.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::store::{Gradients, Id, Store};
-use crate::train::rng::Stream;
+use crate::train::{ops::wide, rng::Stream};
 
 /// One adapter. Dropout masks depend on its `index` among all adapters.
 #[derive(Clone, Copy, Debug)]
@@ -16,7 +16,7 @@ pub(super) struct Adapter {
 
 /// What the backward pass needs.
 pub(super) struct SavedAdapter {
-    /// The input after dropout, f32, and the mask itself.
+    /// The input after dropout, f32, the mask itself, and `scale · x Aᵀ`.
     x_TI: Tensor,
     mask_TI: Option<Tensor>,
     h_TR: Tensor,
@@ -60,6 +60,10 @@ impl DropoutMasks<'_> {
 }
 
 impl Adapter {
+    fn weights(&self, store: &Store, dtype: candle_core::DType) -> Result<(Tensor, Tensor)> {
+        Ok((store.get(self.a).to_dtype(dtype)?, store.get(self.b).to_dtype(dtype)?))
+    }
+
     /// (T, I) -> (T, O), in the number format of `x`.
     pub(super) fn forward(
         &self,
@@ -68,19 +72,21 @@ impl Adapter {
         dropout: Option<&DropoutMasks>,
     ) -> Result<(Tensor, SavedAdapter)> {
         let dtype = x_TI.dtype();
-        let mut x_TI = x_TI.to_dtype(DType::F32)?;
+        let mut x_TI = x_TI.to_dtype(wide(dtype))?;
         let mut mask_TI = None;
         if let Some(masks) = dropout.filter(|masks| 0.0 < masks.key.probability) {
             let mask = masks.mask(self.index, x_TI.dim(1)?, x_TI.device())?;
+            let mask = mask.to_dtype(x_TI.dtype())?;
             x_TI = (x_TI * &mask)?;
             mask_TI = Some(mask);
         }
-        let h_TR = x_TI.matmul(&store.get(self.a).t()?)?;
-        let y_TO = (h_TR.matmul(&store.get(self.b).t()?)? * self.scale)?.to_dtype(dtype)?;
+        let (a, b) = self.weights(store, x_TI.dtype())?;
+        let h_TR = (x_TI.matmul(&a.t()?)? * self.scale)?;
+        let y_TO = h_TR.matmul(&b.t()?)?.to_dtype(dtype)?;
         Ok((y_TO, SavedAdapter { x_TI, mask_TI, h_TR }))
     }
 
-    /// With s the scale and k = s·g B: dB = s·gᵀ(x Aᵀ), dA = kᵀx, dx = k A, masked.
+    /// With s the scale and k = s·g B: dB = gᵀ(s·x Aᵀ), dA = kᵀx, dx = k A, masked.
     pub(super) fn backward(
         &self,
         store: &Store,
@@ -89,11 +95,12 @@ impl Adapter {
         grads: &mut Gradients,
     ) -> Result<Tensor> {
         let dtype = dy_TO.dtype();
-        let dy_TO = (dy_TO.to_dtype(DType::F32)? * self.scale)?;
+        let dy_TO = dy_TO.to_dtype(wide(dtype))?;
+        let (a, b) = self.weights(store, dy_TO.dtype())?;
         grads.add(store, self.b, || dy_TO.t()?.matmul(&saved.h_TR))?;
-        let k_TR = dy_TO.matmul(store.get(self.b))?;
+        let k_TR = (dy_TO.matmul(&b)? * self.scale)?;
         grads.add(store, self.a, || k_TR.t()?.matmul(&saved.x_TI))?;
-        let dx_TI = k_TR.matmul(store.get(self.a))?;
+        let dx_TI = k_TR.matmul(&a)?;
         let dx_TI = match &saved.mask_TI {
             Some(mask) => (dx_TI * mask)?,
             None => dx_TI,

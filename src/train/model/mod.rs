@@ -27,10 +27,10 @@ pub use store::Parameter;
 
 use std::{collections::BTreeMap, path::Path};
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use self::{
-    language::{Block, Pass, Rotary, SavedBlock, causal_mask},
+    language::{Block, Pass, SavedBlock, angles},
     layers::RmsNorm,
     lora::DropoutMasks,
     resampler::{Resampler, SavedResampler},
@@ -38,7 +38,8 @@ use self::{
     vision::{SavedVision, VisionTransformer},
 };
 use super::{
-    batch::{ImageContent, UnitBatch},
+    batch::{ImageContent, Label, UnitBatch},
+    ops::{cross_entropy, softmax::CausalMask, wide},
     weights,
 };
 use crate::job::{self, Part};
@@ -211,7 +212,7 @@ impl QwenVl {
                 again = block.forward(&self.store, saved.inputs[i].clone(), &pass, None)?.1;
                 &again
             };
-            dx_TD = block.backward(&self.store, saved_block, dx_TD, &pass, &mut grads)?;
+            dx_TD = block.backward(&self.store, saved_block, &dx_TD, &pass, &mut grads)?;
         }
         self.embed_backward(unit, &saved, &dx_TD, &mut grads)?;
         Ok((losses, grads.into_tensors(&self.store)?))
@@ -222,10 +223,11 @@ impl QwenVl {
         let pass = self.pass(unit, Mode::Eval, None)?;
         let (x_TD, _saved) = self.hidden(unit, &pass, false)?;
         let mut losses = Vec::with_capacity(unit.labels.len());
-        for (rows, targets, _weights) in self.label_chunks(unit)? {
+        for labels in unit.labels.chunks(self.labels_at_once()) {
+            let rows = self.label_rows(unit, labels)?;
             let h = self.ln_f.forward(&self.store, &x_TD.index_select(&rows, 0)?)?;
             let logits = self.project(&h)?;
-            losses.extend(negative_log_likelihood(&logits, &targets)?.0.to_vec1::<f32>()?);
+            losses.extend(cross_entropy::losses(&logits, &targets(labels))?);
         }
         Ok(losses)
     }
@@ -253,8 +255,8 @@ impl QwenVl {
         let length = unit.length;
         Ok(Pass {
             rows: unit.rows,
-            rotary: Rotary::new(&self.config, mode, 0, length, length, &self.device)?,
-            mask: Some(causal_mask(&unit.lengths, length, self.dtype, &self.device)?),
+            angles: angles(&self.config, mode, (0, length, length), &self.device)?,
+            mask: Some(CausalMask::new(&unit.lengths)),
             dropout,
         })
     }
@@ -380,33 +382,24 @@ impl QwenVl {
         Ok(())
     }
 
-    /// (n, D) -> (n, V), f32.
+    /// (n, D) -> (n, V), f32 (or f64).
     fn project(&self, h: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(h.matmul(&self.store.get(self.lm_head).t()?)?.to_dtype(DType::F32)?)
+        Ok(h.matmul(&self.store.get(self.lm_head).t()?)?.to_dtype(wide(self.dtype))?)
     }
 
-    /// The labels in chunks whose logits fit into [`LOGITS_AT_ONCE`]: rows of (T, D), targets
-    /// and weights, each (n).
-    fn label_chunks(&self, unit: &UnitBatch) -> Result<Vec<(Tensor, Tensor, Tensor)>, ModelError> {
-        let at_once = (LOGITS_AT_ONCE / self.config.vocab_size).max(1);
-        let tensors = |labels: &[super::batch::Label]| {
-            let n = labels.len();
-            let rows: Vec<u32> = labels
-                .iter()
-                .map(|label| {
-                    u32::try_from(label.row * unit.length + label.position)
-                        .expect("a unit has fewer than 2^32 rows")
-                })
-                .collect();
-            let targets: Vec<u32> = labels.iter().map(|label| label.target).collect();
-            let weights: Vec<f32> = labels.iter().map(|label| label.weight).collect();
-            Ok((
-                Tensor::from_vec(rows, n, &self.device)?,
-                Tensor::from_vec(targets, (n, 1), &self.device)?,
-                Tensor::from_vec(weights, (n, 1), &self.device)?,
-            ))
+    /// Labels whose logits fit into [`LOGITS_AT_ONCE`].
+    fn labels_at_once(&self) -> usize {
+        (LOGITS_AT_ONCE / self.config.vocab_size).max(1)
+    }
+
+    /// The labels' rows of (T, D).
+    fn label_rows(&self, unit: &UnitBatch, labels: &[Label]) -> Result<Tensor, ModelError> {
+        let row = |label: &Label| {
+            u32::try_from(label.row * unit.length + label.position)
+                .expect("a unit has fewer than 2^32 rows")
         };
-        unit.labels.chunks(at_once).map(tensors).collect()
+        let rows: Vec<u32> = labels.iter().map(row).collect();
+        Ok(Tensor::from_vec(rows, labels.len(), &self.device)?)
     }
 
     /// Losses of the labels and the gradient (T, D) of the last block's output. Only rows with
@@ -419,19 +412,15 @@ impl QwenVl {
     ) -> Result<(Vec<f32>, Tensor), ModelError> {
         let mut losses = Vec::with_capacity(unit.labels.len());
         let mut dx_TD = x_TD.zeros_like()?;
-        for (rows, targets, weights) in self.label_chunks(unit)? {
+        for labels in unit.labels.chunks(self.labels_at_once()) {
+            let rows = self.label_rows(unit, labels)?;
             let selected = x_TD.index_select(&rows, 0)?;
             let h = self.ln_f.forward(&self.store, &selected)?;
             let logits = self.project(&h)?;
-            let (nll, log_probs) = negative_log_likelihood(&logits, &targets)?;
-            losses.extend(nll.to_vec1::<f32>()?);
-            // d(w · nll)/dlogits = w · (softmax − onehot)
-            let minus_one = (weights.zeros_like()? - 1.0)?;
-            let dlogits = log_probs
-                .exp()?
-                .scatter_add(&targets, &minus_one, 1)?
-                .broadcast_mul(&weights)?
-                .to_dtype(self.dtype)?;
+            let weights: Vec<f32> = labels.iter().map(|label| label.weight).collect();
+            let (nll, dlogits) = cross_entropy::with_gradient(&logits, &targets(labels), &weights)?;
+            losses.extend(nll);
+            let dlogits = dlogits.to_dtype(self.dtype)?;
             grads.add(&self.store, self.lm_head, || dlogits.t()?.matmul(&h))?;
             let dh = dlogits.matmul(self.store.get(self.lm_head))?;
             let dselected = self.ln_f.backward(&self.store, &selected, &dh, grads)?;
@@ -441,14 +430,6 @@ impl QwenVl {
     }
 }
 
-/// From logits (n, V) and targets (n, 1): losses (n) and log-probabilities (n, V).
-fn negative_log_likelihood(
-    logits: &Tensor,
-    targets: &Tensor,
-) -> candle_core::Result<(Tensor, Tensor)> {
-    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
-    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-    let log_probs = shifted.broadcast_sub(&log_sum)?;
-    let nll = log_probs.gather(targets, 1)?.squeeze(1)?.neg()?;
-    Ok((nll, log_probs))
+fn targets(labels: &[Label]) -> Vec<u32> {
+    labels.iter().map(|label| label.target).collect()
 }

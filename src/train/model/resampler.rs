@@ -3,14 +3,18 @@
 //! Shapes: N pictures, P patches, Q queries, W width of the vision tower, D width of the
 //! language model, H heads, K channels of a head.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::{
-    attention::{SavedAttention, attend, attend_backward, merge_heads, split_heads},
+    attention::{SavedAttention, attend, attend_backward},
     config::VisualConfig,
     layers::{LayerNorm, Linear, SavedLinear},
     position::PositionTable,
     store::{Gradients, Id, Store},
+};
+use crate::train::ops::{
+    bias,
+    heads::{Heads, Order},
 };
 
 /// `attn_pool`, `ln_post` and `proj`.
@@ -83,23 +87,24 @@ impl Resampler {
         };
         let v_in = self.ln_kv.forward(store, &kv_in)?;
         let (tokens, width) = v_in.dims2()?;
-        let k_in = v_in
-            .reshape((pictures, tokens / pictures, width))?
-            .broadcast_add(&self.key_positions.table(store)?)?
-            .reshape((tokens, width))?;
+        let positions = self.key_positions.table(store)?.flatten_all()?;
+        let k_in = v_in.copy()?.reshape((pictures, tokens / pictures * width))?;
+        let k_in = bias::add_bias(k_in, &positions)?.reshape((tokens, width))?;
         // 2. Queries: the same for every picture.
         let q_in = (self.ln_q.forward(store, store.get(self.query))?
             + self.query_positions.table(store)?)?;
         let q_QD = self.project(store, &q_in, 0)?;
         let channels = width / self.heads;
-        let q_1HQK = split_heads(&(q_QD / (channels as f64).sqrt())?, 1, self.heads)?;
+        let scaled = Heads { divisor: (channels as f64).sqrt(), ..self.as_heads(1) };
+        let [q_1HQK] = scaled.split(&q_QD)?;
         let (_one, heads, queries, _channels) = q_1HQK.dims4()?;
         let q_NHQK = q_1HQK.broadcast_as((pictures, heads, queries, channels))?.contiguous()?;
-        let k_NHPK = split_heads(&self.project(store, &k_in, 1)?, pictures, self.heads)?;
-        let v_NHPK = split_heads(&self.project(store, &v_in, 2)?, pictures, self.heads)?;
+        let each = self.as_heads(pictures);
+        let [k_NHPK] = each.split(&self.project(store, &k_in, 1)?)?;
+        let [v_NHPK] = each.split(&self.project(store, &v_in, 2)?)?;
         // 3. Attention, output, norm and the last projection (x @ proj, not transposed).
         let (o_NHQK, attention) = attend(q_NHQK, k_NHPK, v_NHPK, None)?;
-        let (post_in, out_proj) = self.out_proj.forward(store, &merge_heads(&o_NHQK)?, None)?;
+        let (post_in, out_proj) = self.out_proj.forward(store, &each.merge([&o_NHQK])?, None)?;
         let post_out = self.ln_post.forward(store, &post_in)?;
         let features =
             post_out.matmul(store.get(self.proj))?.reshape((pictures, queries, width))?;
@@ -117,12 +122,16 @@ impl Resampler {
         Ok((features, saved))
     }
 
+    fn as_heads(&self, rows: usize) -> Heads<'static> {
+        Heads { rows, heads: self.heads, order: Order::Parts, angles: None, divisor: 1.0 }
+    }
+
     /// Row block `part` (0 q, 1 k, 2 v) of `in_proj`.
     fn project(&self, store: &Store, x_TD: &Tensor, part: usize) -> Result<Tensor> {
         let width = x_TD.dim(1)?;
         let weight = store.get(self.in_proj_weight).narrow(0, part * width, width)?;
         let bias = store.get(self.in_proj_bias).narrow(0, part * width, width)?;
-        x_TD.matmul(&weight.t()?)?.broadcast_add(&bias)
+        bias::add_bias(x_TD.matmul(&weight.t()?)?, &bias)
     }
 
     /// Gradient (N, Q, D) of the features -> gradient (N·P, W) of the patches.
@@ -140,11 +149,17 @@ impl Resampler {
         let dpost = dy_TD.matmul(&store.get(self.proj).t()?)?;
         let dpost = self.ln_post.backward(store, &saved.post_in, &dpost, grads)?;
         let do_TD = self.out_proj.backward(store, &saved.out_proj, &dpost, grads)?;
-        let d = attend_backward(&saved.attention, &split_heads(&do_TD, pictures, self.heads)?)?;
+        let each = self.as_heads(pictures);
+        let [do_NHQK] = each.split(&do_TD)?;
+        let d = attend_backward(&saved.attention, &do_NHQK)?;
         // 2.
         let channels = d.q_BHLK.dim(3)?;
-        let dq_1HQK = (d.q_BHLK.sum_keepdim(0)? / (channels as f64).sqrt())?;
-        let parts = [merge_heads(&dq_1HQK)?, merge_heads(&d.k_BHMK)?, merge_heads(&d.v_BHMK)?];
+        let scaled = Heads { divisor: (channels as f64).sqrt(), ..self.as_heads(1) };
+        let parts = [
+            scaled.merge([&d.q_BHLK.sum_keepdim(0)?])?,
+            each.merge([&d.k_BHMK])?,
+            each.merge([&d.v_BHMK])?,
+        ];
         let inputs = [&saved.q_in, &saved.k_in, &saved.v_in];
         grads.add(store, self.in_proj_weight, || {
             let weights: Vec<Tensor> =
@@ -152,8 +167,7 @@ impl Resampler {
             Tensor::cat(&weights, 0)
         })?;
         grads.add(store, self.in_proj_bias, || {
-            let biases: Vec<Tensor> =
-                parts.iter().map(|d| d.to_dtype(DType::F32)?.sum(0)).collect::<Result<_>>()?;
+            let biases: Vec<Tensor> = parts.iter().map(bias::sum_rows).collect::<Result<_>>()?;
             Tensor::cat(&biases, 0)
         })?;
         let dinput = |part: usize| {
@@ -166,10 +180,10 @@ impl Resampler {
         grads.add(store, self.query, || Ok(dquery))?;
         // 1.
         let (tokens, width) = dk_in.dims2()?;
-        let dpositions =
-            dk_in.reshape((pictures, tokens / pictures, width))?.to_dtype(DType::F32)?.sum(0)?;
+        let dpositions = bias::sum_rows(&dk_in.reshape((pictures, tokens / pictures * width))?)?;
+        let dpositions = dpositions.reshape((tokens / pictures, width))?;
         self.key_positions.backward(store, &dpositions, grads)?;
-        let dkv = self.ln_kv.backward(store, &saved.kv_in, &(dk_in + dv_in)?, grads)?;
+        let dkv = self.ln_kv.backward(store, &saved.kv_in, &bias::add(dv_in, &dk_in)?, grads)?;
         match (&self.kv_proj, &saved.kv_proj) {
             (Some(layer), Some(saved)) => layer.backward(store, saved, &dkv, grads),
             _ => Ok(dkv),

@@ -3,14 +3,18 @@
 //! Shapes: N pictures, P patches, T = N·P, C = 3·patch² values of a patch, W width, H heads,
 //! K channels of a head.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::{
-    attention::{SavedAttention, attend, attend_backward, merge_heads},
+    attention::{SavedAttention, attend, attend_backward},
     config::VisualConfig,
-    layers::{LayerNorm, Linear, SavedLinear, gelu, gelu_backward},
+    layers::{LayerNorm, Linear, SavedLinear},
     position::PositionTable,
     store::{Gradients, Id, Store},
+};
+use crate::train::ops::{
+    bias, gelu,
+    heads::{Heads, Order},
 };
 
 /// Patch embedding, positions, `ln_pre` and the blocks. There is no class token and no norm at
@@ -92,12 +96,18 @@ impl VisionTransformer {
     ) -> Result<()> {
         let mut dx_TW = dy_TW;
         for (block, saved) in self.blocks.iter().zip(&saved.blocks).rev() {
-            dx_TW = block.backward(store, saved, dx_TW, grads)?;
+            dx_TW = block.backward(store, saved, &dx_TW, grads)?;
         }
         let dx_TW = self.ln_pre.backward(store, &saved.embedded_TW, &dx_TW, grads)?;
         let patches = self.config.patches();
         let dx_NPW = dx_TW.reshape((dx_TW.dim(0)? / patches, patches, self.config.width))?;
-        self.positions.backward(store, &dx_NPW.to_dtype(DType::F32)?.sum(0)?, grads)?;
+        let all = patches * self.config.width;
+        let dpositions = bias::sum_rows(&dx_NPW.reshape((dx_NPW.dim(0)?, all))?)?;
+        self.positions.backward(
+            store,
+            &dpositions.reshape((patches, self.config.width))?,
+            grads,
+        )?;
         grads.add(store, self.conv1, || dx_TW.t()?.matmul(&saved.patches_TC))
     }
 }
@@ -148,51 +158,53 @@ impl Block {
         // 1. x += out_proj(attention(ln_1(x)))
         let n_TW = self.ln_1.forward(store, &x_TW)?;
         let (qkv, in_proj) = self.in_proj.forward(store, &n_TW, None)?;
-        let (q, k, v) = self.split_qkv(&qkv, pictures)?;
+        let [q, k, v] = self.packed(pictures, qkv.dim(1)?).split(&qkv)?;
         let (o_NHPK, attention) = attend(q, k, v, None)?;
-        let (y_TW, out_proj) = self.out_proj.forward(store, &merge_heads(&o_NHPK)?, None)?;
-        let middle_TW = (&x_TW + y_TW)?;
+        let (y_TW, out_proj) =
+            self.out_proj.forward(store, &self.plain(pictures).merge([&o_NHPK])?, None)?;
+        let middle_TW = bias::add(y_TW, &x_TW)?;
         // 2. x += c_proj(gelu(c_fc(ln_2(x))))
         let n_TW = self.ln_2.forward(store, &middle_TW)?;
         let (gelu_in, c_fc) = self.c_fc.forward(store, &n_TW, None)?;
-        let (y_TW, c_proj) = self.c_proj.forward(store, &gelu(&gelu_in)?, None)?;
-        let out_TW = (&middle_TW + y_TW)?;
+        let (y_TW, c_proj) = self.c_proj.forward(store, &gelu::forward(&gelu_in)?, None)?;
+        let out_TW = bias::add(y_TW, &middle_TW)?;
         let saved =
             SavedBlock { x_TW, in_proj, attention, out_proj, middle_TW, c_fc, gelu_in, c_proj };
         Ok((out_TW, saved))
     }
 
     /// q, k and v are interleaved per head: the output of `in_proj` is (T, H, 3·K).
-    fn split_qkv(&self, qkv: &Tensor, pictures: usize) -> Result<(Tensor, Tensor, Tensor)> {
-        let (tokens, width) = qkv.dims2()?;
-        let channels = width / self.heads / 3;
-        let qkv = qkv.reshape((pictures, tokens / pictures, self.heads, 3 * channels))?;
-        let part = |i: usize| qkv.narrow(3, i * channels, channels)?.transpose(1, 2)?.contiguous();
-        Ok(((part(0)? / (channels as f64).sqrt())?, part(1)?, part(2)?))
+    fn packed(&self, pictures: usize, columns: usize) -> Heads<'static> {
+        let channels = columns / self.heads / 3;
+        Heads { divisor: (channels as f64).sqrt(), ..self.plain(pictures) }
+    }
+
+    fn plain(&self, pictures: usize) -> Heads<'static> {
+        Heads { rows: pictures, heads: self.heads, order: Order::Heads, angles: None, divisor: 1.0 }
     }
 
     fn backward(
         &self,
         store: &Store,
         saved: &SavedBlock,
-        dy_TW: Tensor,
+        dy_TW: &Tensor,
         grads: &mut Gradients,
     ) -> Result<Tensor> {
         // 2.
-        let dg = self.c_proj.backward(store, &saved.c_proj, &dy_TW, grads)?;
-        let dg = gelu_backward(&saved.gelu_in, &dg)?;
+        let dg = self.c_proj.backward(store, &saved.c_proj, dy_TW, grads)?;
+        let dg = gelu::backward(&saved.gelu_in, &dg)?;
         let dn_TW = self.c_fc.backward(store, &saved.c_fc, &dg, grads)?;
         let dx_TW = self.ln_2.backward(store, &saved.middle_TW, &dn_TW, grads)?;
-        let dmiddle_TW = (dy_TW + dx_TW)?;
+        let dmiddle_TW = bias::add(dx_TW, dy_TW)?;
         // 1.
         let do_TW = self.out_proj.backward(store, &saved.out_proj, &dmiddle_TW, grads)?;
         let pictures = saved.attention.rows()?;
-        let do_NHPK = super::attention::split_heads(&do_TW, pictures, self.heads)?;
+        let [do_NHPK] = self.plain(pictures).split(&do_TW)?;
         let d = attend_backward(&saved.attention, &do_NHPK)?;
-        let channels = d.q_BHLK.dim(3)?;
-        let dq = (d.q_BHLK / (channels as f64).sqrt())?;
-        let dqkv = Tensor::cat(&[dq, d.k_BHMK, d.v_BHMK], 3)?;
-        let dn_TW = self.in_proj.backward(store, &saved.in_proj, &merge_heads(&dqkv)?, grads)?;
-        dmiddle_TW + self.ln_1.backward(store, &saved.x_TW, &dn_TW, grads)?
+        let packed = self.packed(pictures, 3 * do_TW.dim(1)?);
+        let dqkv = packed.merge([&d.q_BHLK, &d.k_BHMK, &d.v_BHMK])?;
+        let dn_TW = self.in_proj.backward(store, &saved.in_proj, &dqkv, grads)?;
+        let dx_TW = self.ln_1.backward(store, &saved.x_TW, &dn_TW, grads)?;
+        bias::add(dx_TW, &dmiddle_TW)
     }
 }
