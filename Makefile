@@ -17,7 +17,7 @@ demo: setup-data build
 	examples/digits/demo
 
 test: setup lint
-	cargo test --release
+	cargo test --release --workspace
 	cargo build --release --no-default-features --bin qvl --target-dir target/without-trainer
 	@echo "all tests passed"
 
