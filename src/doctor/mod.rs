@@ -1,1 +1,188 @@
-//! TODO
+//! Rules over facts. Pure: the same snapshot and demand always give the same report.
+//!
+//! A rule is a value in [`RULES`]: metadata and a function. The runner decides whether the rule
+//! applies, and turns what it says into one [`CheckResult`] per subject. A fact that was not
+//! read makes the check unknown, never passed.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod demand;
+mod gpus;
+mod judgement;
+mod report;
+mod rule;
+mod rules;
+mod table;
+
+pub use demand::{BatchNeed, CheckpointNeed, DataVerdict, Demand, Sizes, Stack};
+pub use judgement::{Evidence, Judgement, Outcome, Problem, Stop, Value};
+pub use report::{CheckResult, Counts, Overall, Report, Subject, Verdict};
+pub use rule::{Agreement, Applies, Area, Check, Rule, Severity};
+pub use rules::RULES;
+
+use std::collections::BTreeMap;
+
+use crate::{
+    facts::{NodeFacts, NodeName, Snapshot},
+    job::Compute,
+};
+
+/// The rule with this id.
+pub fn rule(id: &str) -> Option<&'static Rule> {
+    RULES.iter().copied().find(|rule| rule.id == id)
+}
+
+/// Runs every rule over every node.
+pub fn diagnose(snapshot: &Snapshot, demand: &Demand) -> Report {
+    let demand = demand.resolved(snapshot);
+    let mut results: Vec<CheckResult> =
+        RULES.iter().flat_map(|rule| run(rule, snapshot, &demand)).collect();
+    results.sort_by(|a, b| (a.rule.area, a.rule.id, &a.subject).cmp(&(
+        b.rule.area,
+        b.rule.id,
+        &b.subject,
+    )));
+    Report {
+        job: demand.job.clone(),
+        compute: demand.compute,
+        ranks: demand.ranks,
+        driver: driver_line(snapshot),
+        nodes: snapshot.nodes.keys().cloned().collect(),
+        missing: snapshot.missing().cloned().collect(),
+        results,
+    }
+}
+
+fn run(rule: &'static Rule, snapshot: &Snapshot, demand: &Demand) -> Vec<CheckResult> {
+    if let Some(why) = rule.applies.skip_reason(demand) {
+        return vec![CheckResult::skipped(rule, Subject::All, why)];
+    }
+    match &rule.check {
+        Check::Job(check) => vec![CheckResult::new(rule, Subject::Job, check(demand))],
+        Check::Fleet(check) => {
+            vec![CheckResult::new(rule, Subject::All, check(snapshot, demand))]
+        }
+        Check::Node(check) => snapshot
+            .nodes
+            .iter()
+            .map(|(name, node)| {
+                CheckResult::new(rule, Subject::Node(name.clone()), check(node, demand))
+            })
+            .collect(),
+        Check::Agree(agreement) => agree(rule, agreement, snapshot, demand),
+    }
+}
+
+/// Asks each node alone, so that one blind node does not hide a difference among the others.
+fn agree(
+    rule: &'static Rule,
+    agreement: &Agreement,
+    snapshot: &Snapshot,
+    demand: &Demand,
+) -> Vec<CheckResult> {
+    let mut results = Vec::new();
+    let mut nodes_by_value: BTreeMap<String, Vec<&NodeName>> = BTreeMap::new();
+    for (name, node) in &snapshot.nodes {
+        match (agreement.read)(node, demand) {
+            Ok(value) => nodes_by_value.entry(value).or_default().push(name),
+            Err(stop) => {
+                results.push(CheckResult::new(rule, Subject::Node(name.clone()), Err(stop)));
+            }
+        }
+    }
+    if !nodes_by_value.is_empty() {
+        let judgement = compare(rule, agreement, &nodes_by_value);
+        results.push(CheckResult::new(rule, Subject::All, Ok(judgement)));
+    }
+    results
+}
+
+fn compare(
+    rule: &Rule,
+    agreement: &Agreement,
+    nodes_by_value: &BTreeMap<String, Vec<&NodeName>>,
+) -> Judgement {
+    let evidence: Vec<Evidence> = nodes_by_value
+        .iter()
+        .map(|(value, nodes)| Evidence {
+            call: agreement.what.to_owned(),
+            subject: Some(names(nodes)),
+            value: Value::Text(value.clone()),
+            required: "equal on all nodes".to_owned(),
+        })
+        .collect();
+    let problems = match nodes_by_value.len() {
+        0 | 1 => Vec::new(),
+        _ => vec![Problem {
+            severity: rule.severity,
+            what: difference(agreement.what, nodes_by_value),
+            impact: agreement.impact.to_owned(),
+            fix: agreement.fix.to_owned(),
+            see: agreement.see.to_owned(),
+        }],
+    };
+    Judgement { problems, unknown: Vec::new(), evidence }
+}
+
+/// Names the majority and the outliers; equal counts are a tie, not a majority.
+fn difference(what: &str, nodes_by_value: &BTreeMap<String, Vec<&NodeName>>) -> String {
+    let total: usize = nodes_by_value.values().map(Vec::len).sum();
+    let largest = nodes_by_value.values().map(Vec::len).max().unwrap_or(0);
+    let leaders = nodes_by_value.values().filter(|nodes| nodes.len() == largest).count();
+    let group = |(value, nodes): (&String, &Vec<&NodeName>)| format!("{value} on {}", names(nodes));
+    if leaders != 1 {
+        let groups: Vec<String> = nodes_by_value.iter().map(group).collect();
+        return format!("{what} differs, a tie without a majority: {}", groups.join("; "));
+    }
+    let majority = nodes_by_value.iter().find(|(_value, nodes)| nodes.len() == largest);
+    let majority = majority.map_or("", |(value, _nodes)| value.as_str());
+    let outliers: Vec<String> =
+        nodes_by_value.iter().filter(|(value, _nodes)| *value != majority).map(group).collect();
+    format!("{what} differs: {majority} on {largest} of {total} nodes, but {}", outliers.join("; "))
+}
+
+fn names(nodes: &[&NodeName]) -> String {
+    nodes.iter().map(|name| name.0.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// One line about the driver, which a reader wants to know before anything else.
+fn driver_line(snapshot: &Snapshot) -> String {
+    let mut lines: BTreeMap<String, Vec<&NodeName>> = BTreeMap::new();
+    for (name, node) in &snapshot.nodes {
+        lines.entry(driver_of(node)).or_default().push(name);
+    }
+    let lone = lines.len() == 1;
+    let text: Vec<String> = lines
+        .into_iter()
+        .map(|(line, nodes)| if lone { line } else { format!("{}: {line}", names(&nodes)) })
+        .collect();
+    text.join("; ")
+}
+
+fn driver_of(node: &NodeFacts) -> String {
+    use crate::facts::NvmlState;
+    match node.nvml.state.get() {
+        Ok(NvmlState::Ready) => {
+            let version = node.nvml.driver_version.value().map_or("of unknown version", |v| v);
+            let gpus = node.nvml.gpus.value().map_or(0, Vec::len);
+            let first = node.nvml.gpus.value().and_then(|gpus| gpus.first()?.name.value());
+            let name = first.map_or(String::new(), |name| format!(" ({name})"));
+            format!("NVIDIA driver {version}, {gpus} GPUs{name}")
+        }
+        Ok(NvmlState::LibraryMissing { .. }) if !demand::has_nvidia_hardware(node) => {
+            "no NVIDIA driver and no NVIDIA GPU on this machine".to_owned()
+        }
+        Ok(NvmlState::LibraryMissing { .. }) => {
+            "an NVIDIA GPU, but no driver library (libnvidia-ml.so.1)".to_owned()
+        }
+        Ok(NvmlState::Failed { message, .. } | NvmlState::Crashed { message }) => {
+            format!("the NVIDIA driver does not work: {message}")
+        }
+        Ok(NvmlState::Hung { call, .. }) => format!("the NVIDIA driver hangs in {call}"),
+        Err(unread) => format!("the NVIDIA driver was not asked: {}", unread.why),
+    }
+}
+
+/// Whether the job will compute on GPUs if it is free to choose.
+pub fn chooses_gpus(snapshot: &Snapshot) -> Compute {
+    demand::chosen(snapshot)
+}

@@ -59,8 +59,8 @@ pub struct Library {
     pub path: String,
     /// Size in bytes.
     pub bytes: u64,
-    /// SHA-256 of the file, hexadecimal.
-    pub sha256: String,
+    /// SHA-256 of the file, hexadecimal; `None` if it was not asked for.
+    pub sha256: Option<String>,
     /// Version, if the file says so: `2.21.5`.
     pub version: Option<String>,
 }

@@ -1,0 +1,128 @@
+//! Interfaces, default route, RDMA ports, the port of rank 0.
+
+use std::{collections::BTreeMap, fs, net::TcpListener, path::Path};
+
+use super::{OTHER_ROOT, Options, host, text};
+use crate::facts::{Fact, Interface, NetworkFacts, PortState, RdmaPort};
+
+pub(super) fn network(
+    options: &Options,
+    variables: Option<&BTreeMap<String, String>>,
+) -> NetworkFacts {
+    NetworkFacts {
+        interfaces: interfaces(options),
+        default_route: host::parsed(options, "/proc/net/route", "routes", |text| {
+            Some(text::default_route(text))
+        }),
+        rdma_ports: rdma(options),
+        master_port: port(options, variables),
+    }
+}
+
+fn port(options: &Options, variables: Option<&BTreeMap<String, String>>) -> Fact<PortState> {
+    let from = "bind MASTER_PORT";
+    let Some(text) = variables.and_then(|variables| variables.get("MASTER_PORT")) else {
+        return Fact::unread("MASTER_PORT is not set", from);
+    };
+    let Ok(port) = text.parse::<u16>() else {
+        return Fact::unread(format!("MASTER_PORT={text} is not a port"), from);
+    };
+    if !options.is_live() {
+        return Fact::unread(OTHER_ROOT, from);
+    }
+    let state = match TcpListener::bind(("0.0.0.0", port)) {
+        Ok(_listener) => PortState::Free { port },
+        Err(error) => PortState::Taken { port, message: error.to_string() },
+    };
+    Fact::known(state, from)
+}
+
+/// Interfaces by index, which is the order in which NCCL looks at them.
+fn interfaces(options: &Options) -> Fact<Vec<Interface>> {
+    const FROM: &str = "/sys/class/net, getifaddrs";
+    if !options.is_live() {
+        return Fact::unread(OTHER_ROOT, FROM);
+    }
+    let addresses = match addresses() {
+        Ok(addresses) => addresses,
+        Err(error) => return Fact::unread(error.to_string(), FROM),
+    };
+    let entries = match fs::read_dir("/sys/class/net") {
+        Ok(entries) => entries,
+        Err(error) => return Fact::unread(error.to_string(), FROM),
+    };
+    let mut found: Vec<(u32, Interface)> = entries
+        .flatten()
+        .map(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let number = |file: &str| -> Option<u32> { read(&entry.path().join(file))?.parse().ok() };
+            let flags = read(&entry.path().join("flags"))
+                .and_then(|text| u32::from_str_radix(text.trim_start_matches("0x"), 16).ok())
+                .unwrap_or(0);
+            let interface = Interface {
+                addresses: addresses.get(&name).cloned().unwrap_or_default(),
+                // IFF_UP and IFF_LOOPBACK of if.h.
+                up: flags & 0x1 != 0,
+                loopback: flags & 0x8 != 0,
+                is_virtual: Path::new("/sys/devices/virtual/net").join(&name).exists(),
+                mtu_bytes: number("mtu"),
+                name,
+            };
+            (number("ifindex").unwrap_or(u32::MAX), interface)
+        })
+        .collect();
+    found.sort_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name)));
+    Fact::known(found.into_iter().map(|(_index, interface)| interface).collect(), FROM)
+}
+
+fn read(path: &Path) -> Option<String> {
+    Some(fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+fn addresses() -> nix::Result<BTreeMap<String, Vec<String>>> {
+    let mut addresses: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for entry in nix::ifaddrs::getifaddrs()? {
+        let Some(address) = entry.address else { continue };
+        let text = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+            (Some(v4), _) => {
+                let mask = entry.netmask.as_ref().and_then(|mask| mask.as_sockaddr_in().copied());
+                let bits = mask.map_or(32, |mask| u32::from(mask.ip()).count_ones());
+                format!("{}/{bits}", v4.ip())
+            }
+            (None, Some(v6)) => v6.ip().to_string(),
+            (None, None) => continue,
+        };
+        addresses.entry(entry.interface_name).or_default().push(text);
+    }
+    Ok(addresses)
+}
+
+/// Ports of all RDMA devices; a machine without such devices has no folder for them.
+fn rdma(options: &Options) -> Fact<Vec<RdmaPort>> {
+    const FROM: &str = "/sys/class/infiniband";
+    let folder = options.at(FROM);
+    if !folder.exists() {
+        return Fact::known(Vec::new(), FROM);
+    }
+    let devices = match fs::read_dir(&folder) {
+        Ok(devices) => devices,
+        Err(error) => return Fact::unread(error.to_string(), FROM),
+    };
+    let mut ports = Vec::new();
+    for device in devices.flatten() {
+        let name = device.file_name().to_string_lossy().into_owned();
+        for port in fs::read_dir(device.path().join("ports")).into_iter().flatten().flatten() {
+            let text = |file: &str| read(&port.path().join(file)).unwrap_or_default();
+            ports.push(RdmaPort {
+                device: name.clone(),
+                port: port.file_name().to_string_lossy().parse().unwrap_or(0),
+                // `4: ACTIVE`
+                state: text("state").split(": ").last().unwrap_or_default().to_owned(),
+                link_layer: text("link_layer"),
+                rate_gbps: text("rate").split(' ').next().and_then(|rate| rate.parse().ok()),
+            });
+        }
+    }
+    ports.sort_by(|a, b| (&a.device, a.port).cmp(&(&b.device, b.port)));
+    Fact::known(ports, FROM)
+}
