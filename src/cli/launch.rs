@@ -15,7 +15,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 
-use super::{CliError, home, jobs, plan, view::View};
+use super::{CliError, doctor, home, jobs, plan, view::View};
 use crate::{
     job::FineTuneJob,
     launch::{
@@ -49,6 +49,9 @@ pub struct LaunchArgs {
     /// Remove what an earlier run left in the output folder.
     #[arg(long)]
     overwrite: bool,
+    /// Start although this check of the doctor cannot be evaluated. May be given several times.
+    #[arg(long, value_name = "ID")]
+    allow_unknown: Vec<String>,
     #[command(flatten)]
     how: How,
 }
@@ -100,6 +103,12 @@ pub(super) fn run(args: &LaunchArgs) -> Result<ExitStatus, CliError> {
             format!("the training data has problems: {what}"),
         )
         .hint("`qvl data lint` shows all of them"));
+    }
+    // The event stream has stdout to itself.
+    let mut out = anstream::stderr();
+    if let Some(refused) = doctor::gate(&planned, &folder, &trainer, &args.allow_unknown, &mut out)?
+    {
+        return Ok(refused);
     }
     let job = with_absolute_paths(job, &folder);
     let output = PathBuf::from(&job.spec.output);

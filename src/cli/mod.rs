@@ -2,6 +2,7 @@
 
 mod completions;
 mod data;
+mod doctor;
 mod error;
 mod home;
 mod jobs;
@@ -29,6 +30,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Check whether the machines can run a job.
+    Doctor(Box<doctor::DoctorArgs>),
     /// Show what a job will do: steps, saves, learning rate, memory per rank.
     Plan(plan::PlanArgs),
     /// Run a job.
@@ -80,6 +83,7 @@ pub fn main() -> ExitStatus {
 fn dispatch(command: &Command) -> Result<ExitStatus, CliError> {
     let mut out = anstream::stdout();
     match command {
+        Command::Doctor(args) => doctor::run(args, &mut out),
         Command::Plan(args) => plan::run(args, &mut out),
         Command::Launch(args) => launch::run(args),
         Command::Ps(args) => jobs::ps(args, &mut out),

@@ -61,7 +61,11 @@ pub(super) fn each_gpu(
             impact: if is_used {
                 texts.impact.to_owned()
             } else {
-                format!("{} does not use this GPU; for one that does: {}", demand.name(), texts.impact)
+                format!(
+                    "{} does not use this GPU; for one that does: {}",
+                    demand.name(),
+                    texts.impact
+                )
             },
             fix: texts.fix.to_owned(),
             see: texts.see.to_owned(),

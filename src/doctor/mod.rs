@@ -36,11 +36,9 @@ pub fn diagnose(snapshot: &Snapshot, demand: &Demand) -> Report {
     let demand = demand.resolved(snapshot);
     let mut results: Vec<CheckResult> =
         RULES.iter().flat_map(|rule| run(rule, snapshot, &demand)).collect();
-    results.sort_by(|a, b| (a.rule.area, a.rule.id, &a.subject).cmp(&(
-        b.rule.area,
-        b.rule.id,
-        &b.subject,
-    )));
+    results.sort_by(|a, b| {
+        (a.rule.area, a.rule.id, &a.subject).cmp(&(b.rule.area, b.rule.id, &b.subject))
+    });
     Report {
         job: demand.job.clone(),
         compute: demand.compute,

@@ -170,8 +170,8 @@ impl Report {
             return Overall::Blocked;
         }
         let stops = |result: &&CheckResult| {
-            let needed = result.is_needed_unknown()
-                || (strict && result.verdict == Verdict::Unknown);
+            let needed =
+                result.is_needed_unknown() || (strict && result.verdict == Verdict::Unknown);
             needed && !allowed.contains(result.rule.id)
         };
         if self.results.iter().any(|result| stops(&result)) {

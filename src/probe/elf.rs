@@ -89,7 +89,10 @@ fn read(path: &Path) -> Result<Contents, String> {
     };
     let (dynamic, strings) = (section(".dynamic")?, section(".dynstr")?);
     let entries = |wanted: &[u64]| -> Vec<String> {
-        dynamic.chunks_exact(16).filter_map(|entry| dynamic_string(entry, wanted, strings)).collect()
+        dynamic
+            .chunks_exact(16)
+            .filter_map(|entry| dynamic_string(entry, wanted, strings))
+            .collect()
     };
     let rpath = entries(&[DT_RPATH, DT_RUNPATH]);
     Ok(Contents {
@@ -122,10 +125,13 @@ fn ptx(bytes: &[u8]) -> Vec<PtxModule> {
         let start = from + dot;
         from = start + 1;
         let Some(rest) = bytes[start..].strip_prefix(VERSION) else { continue };
-        let text: Vec<u8> = rest.iter().copied().take_while(|b| b.is_ascii_digit() || *b == b'.').collect();
+        let text: Vec<u8> =
+            rest.iter().copied().take_while(|b| b.is_ascii_digit() || *b == b'.').collect();
         let Some(version) = version(&String::from_utf8_lossy(&text)) else { continue };
         let near = &rest[..rest.len().min(64)];
-        let Some(at) = near.windows(TARGET.len()).position(|window| window == TARGET) else { continue };
+        let Some(at) = near.windows(TARGET.len()).position(|window| window == TARGET) else {
+            continue;
+        };
         let name = rest[at + TARGET.len()..].iter().copied();
         let name: Vec<u8> = name.take_while(|b| b.is_ascii_alphanumeric() || *b == b'_').collect();
         let target = String::from_utf8_lossy(&name).into_owned();
@@ -186,7 +192,11 @@ mod tests {
     #[test]
     fn this_program_needs_the_c_library() {
         let contents = read(&std::env::current_exe().unwrap()).unwrap();
-        assert!(contents.needed.iter().any(|name| name.starts_with("libc.so")), "{:?}", contents.needed);
+        assert!(
+            contents.needed.iter().any(|name| name.starts_with("libc.so")),
+            "{:?}",
+            contents.needed
+        );
     }
 
     #[test]

@@ -42,10 +42,8 @@ pub(super) fn log(options: &Options) -> Fact<KernelLog> {
 }
 
 fn read(options: &Options) -> std::io::Result<String> {
-    let mut file = OpenOptions::new()
-        .read(true)
-        .custom_flags(nix::libc::O_NONBLOCK)
-        .open(options.at(FROM))?;
+    let mut file =
+        OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(options.at(FROM))?;
     let mut text = Vec::new();
     let mut record = vec![0; RECORD];
     for _record in 0..RECORDS {

@@ -107,7 +107,9 @@ fn ask_driver(live: bool) -> (NvmlFacts, CudaFacts) {
     let nvml_answer = in_thread(nvml::read);
     let cuda_answer = in_thread(native::cuda);
     (
-        nvml_answer.recv_timeout(DRIVER_TIMEOUT).unwrap_or_else(|error| nvml::silent(error, DRIVER_TIMEOUT)),
+        nvml_answer
+            .recv_timeout(DRIVER_TIMEOUT)
+            .unwrap_or_else(|error| nvml::silent(error, DRIVER_TIMEOUT)),
         cuda_answer
             .recv_timeout(DRIVER_TIMEOUT)
             .unwrap_or_else(|error| native::cuda_silent(error, DRIVER_TIMEOUT)),

@@ -11,7 +11,7 @@ use nvml_wrapper::{
 };
 use nvml_wrapper_sys::bindings::{nvmlGpuFabricInfo_v2_t, nvmlGpuFabricInfoV_t};
 
-use crate::facts::{CudaFacts, CudaState, Fact, Fabric, RemappedRows};
+use crate::facts::{CudaFacts, CudaState, Fabric, Fact, RemappedRows};
 
 const LIBRARY: &str = "libcuda.so.1";
 
@@ -47,7 +47,8 @@ pub(super) fn cuda() -> CudaFacts {
     };
     // SAFETY: `CUresult cuInit(unsigned int)` of the CUDA driver API; flags must be 0.
     let code = unsafe {
-        let init: Result<Symbol<'_, unsafe extern "C" fn(u32) -> c_int>, _> = library.get(b"cuInit\0");
+        let init: Result<Symbol<'_, unsafe extern "C" fn(u32) -> c_int>, _> =
+            library.get(b"cuInit\0");
         init.map(|init| init(0))
     };
     let state = match code {
@@ -58,7 +59,10 @@ pub(super) fn cuda() -> CudaFacts {
         },
         Err(error) => {
             let message = error.to_string();
-            return CudaFacts::without_devices(Fact::unread(message, "cuInit"), "cuInit is missing");
+            return CudaFacts::without_devices(
+                Fact::unread(message, "cuInit"),
+                "cuInit is missing",
+            );
         }
     };
     let ready = state == CudaState::Ready;

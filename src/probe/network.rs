@@ -55,7 +55,8 @@ fn interfaces(options: &Options) -> Fact<Vec<Interface>> {
         .flatten()
         .map(|entry| {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let number = |file: &str| -> Option<u32> { read(&entry.path().join(file))?.parse().ok() };
+            let number =
+                |file: &str| -> Option<u32> { read(&entry.path().join(file))?.parse().ok() };
             let flags = read(&entry.path().join("flags"))
                 .and_then(|text| u32::from_str_radix(text.trim_start_matches("0x"), 16).ok())
                 .unwrap_or(0);

@@ -1,7 +1,12 @@
 //! Everything that NVML says. A call that a driver does not know is unread; one that a GPU does
 //! not support is absent.
 
-use std::{ffi::OsStr, sync::mpsc::RecvTimeoutError, thread, time::{Duration, Instant}};
+use std::{
+    ffi::OsStr,
+    sync::mpsc::RecvTimeoutError,
+    thread,
+    time::{Duration, Instant},
+};
 
 use nvml_wrapper::{
     Device, Nvml,
@@ -80,7 +85,9 @@ fn init_state(error: &NvmlError) -> NvmlState {
     let failed = |code| NvmlState::Failed { code, message: error.to_string() };
     // The codes of nvml.h; the binding tells the name only.
     match error {
-        NvmlError::LibloadingError(cause) => NvmlState::LibraryMissing { message: cause.to_string() },
+        NvmlError::LibloadingError(cause) => {
+            NvmlState::LibraryMissing { message: cause.to_string() }
+        }
         NvmlError::NoPermission => failed(4),
         NvmlError::DriverNotLoaded => failed(9),
         NvmlError::LibraryNotFound => failed(12),
@@ -121,7 +128,8 @@ fn gpus(nvml: &Nvml, count: u32, slowest: &mut (String, u64)) -> Vec<GpuFacts> {
     let ready = gpus.iter_mut().filter(|gpu| gpu.handle == GpuHandle::Ready);
     for ((gpu, first), second) in ready.zip(first).zip(second) {
         let both = first.and_then(|first| Ok(vec![first, second?]));
-        gpu.clock_event_reasons = Fact::from_result(both, "nvmlDeviceGetCurrentClocksThrottleReasons");
+        gpu.clock_event_reasons =
+            Fact::from_result(both, "nvmlDeviceGetCurrentClocksThrottleReasons");
     }
     gpus
 }
@@ -142,12 +150,11 @@ fn optional<T>(result: Result<T, NvmlError>, from: &str) -> Fact<Option<T>> {
 
 fn gpu(index: u32, device: &Device<'_>) -> GpuFacts {
     let memory = device.memory_info();
-    let memory_part = |part: fn(&nvml_wrapper::struct_wrappers::device::MemoryInfo) -> u64| {
-        match &memory {
+    let memory_part =
+        |part: fn(&nvml_wrapper::struct_wrappers::device::MemoryInfo) -> u64| match &memory {
             Ok(info) => Fact::known(part(info), "nvmlDeviceGetMemoryInfo_v2"),
             Err(error) => Fact::unread(error.to_string(), "nvmlDeviceGetMemoryInfo_v2"),
-        }
-    };
+        };
     let known = GpuFacts::unread(index, GpuHandle::Ready, "not asked");
     GpuFacts {
         name: Fact::from_result(device.name(), "nvmlDeviceGetName"),
@@ -158,7 +165,9 @@ fn gpu(index: u32, device: &Device<'_>) -> GpuFacts {
         ),
         minor_number: Fact::from_result(device.minor_number(), "nvmlDeviceGetMinorNumber"),
         compute_capability: Fact::from_result(
-            device.cuda_compute_capability().map(|c| u32::try_from(c.major * 10 + c.minor).unwrap_or(0)),
+            device
+                .cuda_compute_capability()
+                .map(|c| u32::try_from(c.major * 10 + c.minor).unwrap_or(0)),
             "nvmlDeviceGetCudaComputeCapability",
         ),
         memory_total_bytes: memory_part(|info| info.total),
@@ -169,8 +178,14 @@ fn gpu(index: u32, device: &Device<'_>) -> GpuFacts {
             device.utilization_rates().map(|rates| rates.gpu),
             "nvmlDeviceGetUtilizationRates",
         ),
-        compute_mode: Fact::from_result(device.compute_mode().map(mode), "nvmlDeviceGetComputeMode"),
-        persistence: Fact::from_result(device.is_in_persistent_mode(), "nvmlDeviceGetPersistenceMode"),
+        compute_mode: Fact::from_result(
+            device.compute_mode().map(mode),
+            "nvmlDeviceGetComputeMode",
+        ),
+        persistence: Fact::from_result(
+            device.is_in_persistent_mode(),
+            "nvmlDeviceGetPersistenceMode",
+        ),
         vbios: optional(device.vbios_version(), "nvmlDeviceGetVbiosVersion"),
         temperature_c: Fact::from_result(
             device.temperature(TemperatureSensor::Gpu),
@@ -194,15 +209,14 @@ fn gpu(index: u32, device: &Device<'_>) -> GpuFacts {
 
 /// Modes, memory errors and links.
 fn with_health(known: GpuFacts, device: &Device<'_>) -> GpuFacts {
-    let width = device.current_pcie_link_width().and_then(|current| {
-        Ok(PcieLink { current, max: device.max_pcie_link_width()? })
-    });
+    let width = device
+        .current_pcie_link_width()
+        .and_then(|current| Ok(PcieLink { current, max: device.max_pcie_link_width()? }));
     GpuFacts {
         mig: optional(
-            device.mig_mode().map(|mode| MigMode {
-                current: mode.current != 0,
-                pending: mode.pending != 0,
-            }),
+            device
+                .mig_mode()
+                .map(|mode| MigMode { current: mode.current != 0, pending: mode.pending != 0 }),
             "nvmlDeviceGetMigMode",
         ),
         ecc: optional(
@@ -220,7 +234,8 @@ fn with_health(known: GpuFacts, device: &Device<'_>) -> GpuFacts {
         retired_pages: optional(retired_pages(device), "nvmlDeviceGetRetiredPages_v2"),
         pcie_width: optional(width, "nvmlDeviceGetCurrPcieLinkWidth"),
         nvlinks: links(device),
-        fabric: optional(native::fabric(device), "nvmlDeviceGetGpuFabricInfoV").map(Option::flatten),
+        fabric: optional(native::fabric(device), "nvmlDeviceGetGpuFabricInfoV")
+            .map(Option::flatten),
         recovery_action: recovery_action(device),
         ..known
     }
@@ -252,7 +267,10 @@ fn processes(device: &Device<'_>) -> Fact<Vec<GpuProcess>> {
         };
         processes
             .into_iter()
-            .map(|process| GpuProcess { pid: process.pid, used_bytes: used(process.used_gpu_memory) })
+            .map(|process| GpuProcess {
+                pid: process.pid,
+                used_bytes: used(process.used_gpu_memory),
+            })
             .collect()
     });
     Fact::from_result(list, "nvmlDeviceGetComputeRunningProcesses_v3")

@@ -42,7 +42,8 @@ fn pci_gpus(options: &Options) -> Fact<Vec<PciGpu>> {
         Ok(devices) => devices,
         Err(error) => return Fact::unread(error.to_string(), FROM),
     };
-    let mut gpus: Vec<PciGpu> = devices.flatten().filter_map(|device| gpu(&device.path())).collect();
+    let mut gpus: Vec<PciGpu> =
+        devices.flatten().filter_map(|device| gpu(&device.path())).collect();
     gpus.sort_by(|a, b| a.address.cmp(&b.address));
     Fact::known(gpus, FROM)
 }

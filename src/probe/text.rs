@@ -58,8 +58,16 @@ pub(super) fn pretty_name(text: &str) -> Option<String> {
 /// Variables of `/proc/self/environ` that CUDA, NCCL, OpenMP or a rank read.
 pub(super) fn variables(text: &str) -> BTreeMap<String, String> {
     const PREFIXES: [&str; 10] = [
-        "CUDA_", "NCCL_", "OMP_", "MASTER_", "NVIDIA_", "LOCAL_", "COMPUTE_PROFILE",
-        "OPENCL_PROFILE", "NSYS_", "QVL_THREADS",
+        "CUDA_",
+        "NCCL_",
+        "OMP_",
+        "MASTER_",
+        "NVIDIA_",
+        "LOCAL_",
+        "COMPUTE_PROFILE",
+        "OPENCL_PROFILE",
+        "NSYS_",
+        "QVL_THREADS",
     ];
     const NAMES: [&str; 4] = ["RANK", "WORLD_SIZE", "LD_LIBRARY_PATH", "KUBERNETES_SERVICE_HOST"];
     let wanted = |name: &str| {
@@ -119,7 +127,8 @@ mod tests {
 
     #[test]
     fn both_kernel_modules_are_known() {
-        let open = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n";
+        let open =
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n";
         let module = nvidia_version(open).unwrap();
         assert_eq!((module.version.as_str(), module.open), ("580.65.06", true));
         let closed = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.54.03  Tue Jun  6\n";

@@ -71,7 +71,8 @@ fn trainer_missing(node: &NodeFacts, demand: &Demand) -> Outcome {
         severity: Severity::Warn,
         what: format!("the trainer cannot be looked at: {why}"),
         impact: format!("libraries and PTX of {} are not judged", demand.name()),
-        fix: "build it (cargo build --release --bin qvl-train), or name it with --trainer".to_owned(),
+        fix: "build it (cargo build --release --bin qvl-train), or name it with --trainer"
+            .to_owned(),
         see: "ls -l qvl-train".to_owned(),
     };
     Ok(Judgement::problem(problem, Evidence::new(fact.from(), why, "an ELF file")))
@@ -119,7 +120,10 @@ fn library_missing(node: &NodeFacts, demand: &Demand) -> Outcome {
     let problem = (!missing.is_empty()).then(|| Problem {
         severity: Severity::Block,
         what: format!("{} not found in {searched}", missing.join(", ")),
-        impact: format!("the loader refuses to start the trainer, so no rank of {} runs", demand.name()),
+        impact: format!(
+            "the loader refuses to start the trainer, so no rank of {} runs",
+            demand.name()
+        ),
         fix: "install the library, or add its folder to LD_LIBRARY_PATH".to_owned(),
         see: "ldd qvl-train".to_owned(),
     });

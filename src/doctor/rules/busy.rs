@@ -48,7 +48,8 @@ fn check(node: &NodeFacts, demand: &Demand) -> Outcome {
         } else {
             format!(" by process {}", pids.join(", "))
         };
-        let short = demand.rank_memory_bytes.is_some_and(|need| total < need + used && need <= total);
+        let short =
+            demand.rank_memory_bytes.is_some_and(|need| total < need + used && need <= total);
         if IDLE_BYTES < used || short {
             let severity = if short || demand.rank_memory_bytes.is_none() {
                 Severity::Block

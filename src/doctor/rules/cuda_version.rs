@@ -50,12 +50,14 @@ pub(super) static ARCH_NOT_COVERED: Rule = Rule {
 
 /// CUDA major version of the trainer, by the names of the libraries that it needs.
 fn cuda_major(needed: &[crate::facts::Needed]) -> Option<(u32, &str)> {
-    ["libcudart.so.", "libcublas.so.", "libcublasLt.so.", "libnvrtc.so."].iter().find_map(|prefix| {
-        needed.iter().find_map(|library| {
-            let major = library.name.strip_prefix(prefix)?.split('.').next()?.parse().ok()?;
-            Some((major, library.name.as_str()))
-        })
-    })
+    ["libcudart.so.", "libcublas.so.", "libcublasLt.so.", "libnvrtc.so."].iter().find_map(
+        |prefix| {
+            needed.iter().find_map(|library| {
+                let major = library.name.strip_prefix(prefix)?.split('.').next()?.parse().ok()?;
+                Some((major, library.name.as_str()))
+            })
+        },
+    )
 }
 
 fn cuda_too_new(node: &NodeFacts, demand: &Demand) -> Outcome {
@@ -78,7 +80,9 @@ fn cuda_too_new(node: &NodeFacts, demand: &Demand) -> Outcome {
         severity: Severity::Block,
         what: format!("driver {driver}; the trainer needs {library}, so at least {minimum}"),
         impact: format!("CUDA refuses to start, so no rank of {} can", demand.name()),
-        fix: format!("upgrade the driver to {minimum} or newer, or build the trainer with an older CUDA"),
+        fix: format!(
+            "upgrade the driver to {minimum} or newer, or build the trainer with an older CUDA"
+        ),
         see: "nvidia-smi; readelf -d qvl-train | grep NEEDED".to_owned(),
     });
     Ok(Judgement::from_option(problem, evidence))
@@ -100,7 +104,8 @@ fn ptx_too_new(node: &NodeFacts, demand: &Demand) -> Outcome {
     };
     let driver = node.nvml.driver_version.get()?;
     let have = table::version(driver).first().copied().unwrap_or(0);
-    let evidence = Evidence::of(fact, format!("PTX {name}"), format!("driver branch {branch} or newer"));
+    let evidence =
+        Evidence::of(fact, format!("PTX {name}"), format!("driver branch {branch} or newer"));
     let problem = (have < *branch).then(|| Problem {
         severity: Severity::Block,
         what: format!("the trainer has PTX {name} (nvcc {cuda}), which needs driver {branch}; here is {driver}"),

@@ -33,7 +33,9 @@ fn check(demand: &Demand) -> Outcome {
         what: format!("the lint has {text}; the worst: {worst}"),
         impact: match severity {
             Severity::Block => format!("{} fails or learns nothing", demand.name()),
-            Severity::Warn | Severity::Info => format!("{} may learn something else than meant", demand.name()),
+            Severity::Warn | Severity::Info => {
+                format!("{} may learn something else than meant", demand.name())
+            }
         },
         fix: "correct the samples that the lint names".to_owned(),
         see: "qvl data lint FILE".to_owned(),

@@ -62,8 +62,9 @@ fn module_mismatch(node: &NodeFacts, demand: &Demand) -> Outcome {
         severity: Severity::Block,
         what: format!("the kernel module is {}, the driver library is {library}", module.version),
         impact: format!("CUDA does not start, so no rank of {} can", demand.name()),
-        fix: "stop all GPU programs, then: rmmod nvidia_uvm nvidia && modprobe nvidia_uvm; or reboot"
-            .to_owned(),
+        fix:
+            "stop all GPU programs, then: rmmod nvidia_uvm nvidia && modprobe nvidia_uvm; or reboot"
+                .to_owned(),
         see: "cat /proc/driver/nvidia/version; nvidia-smi".to_owned(),
     });
     Ok(Judgement::from_option(problem, evidence))

@@ -38,7 +38,9 @@ pub(super) static ENV_SKEW: Rule = Rule {
                 .variables
                 .get()?
                 .iter()
-                .filter(|(name, _value)| ["NCCL_", "CUDA_", "OMP_"].iter().any(|p| name.starts_with(p)))
+                .filter(|(name, _value)| {
+                    ["NCCL_", "CUDA_", "OMP_"].iter().any(|p| name.starts_with(p))
+                })
                 .filter(|(name, _value)| !own.contains(&name.as_str()))
                 .map(|(name, value)| format!("{name}={value}"))
                 .collect();

@@ -48,7 +48,10 @@ fn check(node: &NodeFacts, demand: &Demand) -> Outcome {
             }
             return Ok(GpuVerdict::Exempt("the GPUs are not on an NVSwitch fabric"));
         };
-        let text = format!("state {}, status {}, health {:#x}", fabric.state, fabric.status, fabric.health_mask);
+        let text = format!(
+            "state {}, status {}, health {:#x}",
+            fabric.state, fabric.status, fabric.health_mask
+        );
         let evidence = Evidence::of(fact, text, "state 3, status 0, no condition");
         Ok(match fault(fabric) {
             Some(what) => GpuVerdict::Bad(Severity::Block, what, evidence),
@@ -65,7 +68,10 @@ fn fault(fabric: &Fabric) -> Option<String> {
         other => return Some(format!("fabric registration is in state {other} (3 required)")),
     }
     if fabric.status != 0 {
-        return Some(format!("fabric registration completed with error {} (0 required)", fabric.status));
+        return Some(format!(
+            "fabric registration completed with error {} (0 required)",
+            fabric.status
+        ));
     }
     let holds = |shift: &u32| (fabric.health_mask >> shift) & 0b11 == 1;
     let mut found: Vec<&str> = CONDITIONS

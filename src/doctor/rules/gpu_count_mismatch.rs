@@ -35,20 +35,27 @@ fn check(node: &NodeFacts, demand: &Demand) -> Outcome {
     let problem = |what: String, fix: String| Problem {
         severity: Severity::Block,
         what: format!("{what}: {chain}"),
-        impact: format!("ranks of {} without a GPU fail, and the others wait for them", demand.name()),
+        impact: format!(
+            "ranks of {} without a GPU fail, and the others wait for them",
+            demand.name()
+        ),
         fix,
-        see: "lspci -d 10de: | grep -E '3D|VGA'; nvidia-smi -L; echo $CUDA_VISIBLE_DEVICES".to_owned(),
+        see: "lspci -d 10de: | grep -E '3D|VGA'; nvidia-smi -L; echo $CUDA_VISIBLE_DEVICES"
+            .to_owned(),
     };
     let found = if on_bus < gpus || (!in_container && gpus < on_bus) {
         Some(problem(
             format!("{on_bus} GPUs on the PCI bus, but {gpus} in the driver"),
-            "look for the missing GPU in dmesg (NVRM, fallen off the bus); reset it or reboot".to_owned(),
+            "look for the missing GPU in dmesg (NVRM, fallen off the bus); reset it or reboot"
+                .to_owned(),
         ))
     } else if visible < needed.unwrap_or(0) || visible == 0 {
         let needed = needed.unwrap_or(1);
         Some(problem(
             format!("{needed} ranks on this node, but {visible} usable GPUs"),
-            format!("run with --gpus {visible} on this node, or add nodes; the global batch stays the same"),
+            format!(
+                "run with --gpus {visible} on this node, or add nodes; the global batch stays the same"
+            ),
         ))
     } else {
         None

@@ -58,7 +58,10 @@ fn lost(node: &NodeFacts, demand: &Demand) -> Outcome {
     let problem = (!bad.is_empty()).then(|| Problem {
         severity: Severity::Block,
         what: bad.join("; "),
-        impact: format!("a rank of {} on it fails, and driver calls on the others may hang", demand.name()),
+        impact: format!(
+            "a rank of {} on it fails, and driver calls on the others may hang",
+            demand.name()
+        ),
         fix: "reboot the node; if it comes back, have the GPU, riser and power checked".to_owned(),
         see: "nvidia-smi; dmesg | grep -i 'fallen off the bus'".to_owned(),
     });

@@ -50,12 +50,18 @@ fn cgroup(node: &NodeFacts, demand: &Demand) -> Outcome {
             see: see.to_owned(),
         });
     };
-    if let (Some(max), Some((need, how))) = (limits.memory_max_bytes, demand.host_memory_bytes(node)) {
+    if let (Some(max), Some((need, how))) =
+        (limits.memory_max_bytes, demand.host_memory_bytes(node))
+    {
         let free = max.saturating_sub(limits.memory_used_bytes.unwrap_or(0));
         if free < need {
             problem(
                 Severity::Block,
-                format!("{} free under memory.max, {} needed ({how})", table::bytes(free), table::bytes(need)),
+                format!(
+                    "{} free under memory.max, {} needed ({how})",
+                    table::bytes(free),
+                    table::bytes(need)
+                ),
                 "the kernel kills ranks while they load the model (exit 137)",
                 "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory.current",
             );
@@ -98,13 +104,24 @@ fn host_memory(node: &NodeFacts, demand: &Demand) -> Outcome {
     let required = format!("at least {} ({how})", table::bytes(need));
     let evidence = Evidence::of(fact, Value::Bytes(free), required);
     let fix = match demand.stack {
-        Stack::Official => "load with qvl-train, which maps the weights once per node; or fewer ranks on this node",
-        Stack::Own => "fewer ranks on this node (--gpus), lower data.maxLength or batch.unit, or more memory",
+        Stack::Official => {
+            "load with qvl-train, which maps the weights once per node; or fewer ranks on this node"
+        }
+        Stack::Own => {
+            "fewer ranks on this node (--gpus), lower data.maxLength or batch.unit, or more memory"
+        }
     };
     let problem = |severity| Problem {
         severity,
-        what: format!("{} of memory free, {} needed ({how})", table::bytes(free), table::bytes(need)),
-        impact: format!("the kernel kills ranks of {} when memory runs out (exit 137)", demand.name()),
+        what: format!(
+            "{} of memory free, {} needed ({how})",
+            table::bytes(free),
+            table::bytes(need)
+        ),
+        impact: format!(
+            "the kernel kills ranks of {} when memory runs out (exit 137)",
+            demand.name()
+        ),
         fix: fix.to_owned(),
         see: "free -h; grep MemAvailable /proc/meminfo".to_owned(),
     };

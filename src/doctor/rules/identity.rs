@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    doctor::{
-        Applies, Area, Check, Demand, Evidence, Judgement, Outcome, Problem, Rule, Severity,
-    },
+    doctor::{Applies, Area, Check, Demand, Evidence, Judgement, Outcome, Problem, Rule, Severity},
     facts::{NodeName, Snapshot, Unread},
 };
 

@@ -1,9 +1,7 @@
 //! `bootstrap-interface`, `virtual-interface-first`, `ib-disabled-leftover`.
 
 use crate::{
-    doctor::{
-        Applies, Area, Check, Demand, Evidence, Judgement, Outcome, Problem, Rule, Severity,
-    },
+    doctor::{Applies, Area, Check, Demand, Evidence, Judgement, Outcome, Problem, Rule, Severity},
     facts::{Interface, NodeFacts},
 };
 
@@ -87,7 +85,8 @@ fn bootstrap(node: &NodeFacts, demand: &Demand) -> Outcome {
             None => "no interface besides the loopback is up and has an address".to_owned(),
         },
         impact: format!("ranks of {} on this node cannot reach the others", demand.name()),
-        fix: "set NCCL_SOCKET_IFNAME to an interface that exists on all nodes, or unset it".to_owned(),
+        fix: "set NCCL_SOCKET_IFNAME to an interface that exists on all nodes, or unset it"
+            .to_owned(),
         see: "ip -br addr; echo $NCCL_SOCKET_IFNAME".to_owned(),
     });
     Ok(Judgement::from_option(problem, evidence))
@@ -101,8 +100,11 @@ fn virtual_first(node: &NodeFacts, demand: &Demand) -> Outcome {
         .iter()
         .filter(|interface| usable(interface) && !interface.name.starts_with("docker"))
         .find(|interface| selector.is_none_or(|selector| selects(selector, &interface.name)));
-    let evidence =
-        Evidence::of(fact, first.map(|interface| interface.name.as_str()), "not a bridge or tunnel");
+    let evidence = Evidence::of(
+        fact,
+        first.map(|interface| interface.name.as_str()),
+        "not a bridge or tunnel",
+    );
     // In a container the only interface is virtual, and reaches others through the host.
     let in_container = node.container.kind.value().is_some_and(Option::is_some);
     let problem = first.filter(|first| first.is_virtual && !in_container).map(|first| Problem {
@@ -119,7 +121,11 @@ fn ib_disabled(node: &NodeFacts, demand: &Demand) -> Outcome {
     let fact = &node.network.rdma_ports;
     let active = fact.get()?.iter().filter(|port| port.state == "ACTIVE").count();
     let value = node.env.variables.get()?.get("NCCL_IB_DISABLE").map_or("0", String::as_str);
-    let evidence = Evidence::of(fact, format!("{active} active ports, NCCL_IB_DISABLE={value}"), "not disabled");
+    let evidence = Evidence::of(
+        fact,
+        format!("{active} active ports, NCCL_IB_DISABLE={value}"),
+        "not disabled",
+    );
     let problem = (value == "1" && 0 < active).then(|| Problem {
         severity: Severity::Warn,
         what: format!("NCCL_IB_DISABLE=1, although {active} RDMA ports are active"),

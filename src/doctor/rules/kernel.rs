@@ -30,7 +30,9 @@ pub(super) static OS_SKEW: Rule = Rule {
            slower or fails alone.",
     check: Check::Agree(Agreement {
         what: "kernel and system",
-        read: |node, _demand| Ok(format!("{} ({})", node.kernel.release.get()?, node.kernel.os.get()?)),
+        read: |node, _demand| {
+            Ok(format!("{} ({})", node.kernel.release.get()?, node.kernel.os.get()?))
+        },
         impact: "nothing by itself; faults that show on some nodes only are harder to explain",
         fix: "upgrade the outliers, or leave them out",
         see: "uname -r; grep PRETTY_NAME /etc/os-release",
@@ -80,7 +82,12 @@ fn faults(node: &NodeFacts, demand: &Demand) -> Outcome {
     let evidence = Evidence::of(fact, log.faults.len(), "0");
     let problem = log.faults.last().map(|last| Problem {
         severity: Severity::Warn,
-        what: format!("{} faults since boot, the last: {}: {}", log.faults.len(), last.kind.name(), last.text),
+        what: format!(
+            "{} faults since boot, the last: {}: {}",
+            log.faults.len(),
+            last.kind.name(),
+            last.text
+        ),
         impact: format!("the same may hit {}", demand.name()),
         fix: "find the cause in the kernel log before a long run".to_owned(),
         see: "dmesg -T --level=emerg,alert,crit,err".to_owned(),

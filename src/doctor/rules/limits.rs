@@ -63,8 +63,12 @@ fn shm(node: &NodeFacts, demand: &Demand) -> Outcome {
     let problem = (total < SHM_WANTED).then(|| Problem {
         severity,
         what: format!("/dev/shm has {text} (8 GiB wanted, under 512 MiB ranks fail)"),
-        impact: format!("the {ranks} ranks of {} on this node may die with SIGBUS in NCCL", demand.name()),
-        fix: "docker run --shm-size=16g; in a pod: an emptyDir with medium Memory at /dev/shm".to_owned(),
+        impact: format!(
+            "the {ranks} ranks of {} on this node may die with SIGBUS in NCCL",
+            demand.name()
+        ),
+        fix: "docker run --shm-size=16g; in a pod: an emptyDir with medium Memory at /dev/shm"
+            .to_owned(),
         see: "df -h /dev/shm".to_owned(),
     });
     Ok(Judgement::from_option(problem, evidence))
@@ -95,7 +99,8 @@ fn memlock(node: &NodeFacts, demand: &Demand) -> Outcome {
 fn files(node: &NodeFacts, demand: &Demand) -> Outcome {
     let fact = &node.limits.open_files;
     let limit = *fact.get()?;
-    let nccl = demand.compute != crate::job::Compute::Cpu && 1 < demand.ranks_on(node).max(demand.nodes);
+    let nccl =
+        demand.compute != crate::job::Compute::Cpu && 1 < demand.ranks_on(node).max(demand.nodes);
     let wanted = if nccl { FILES_WANTED } else { FILES_NEEDED };
     let text = limit.map_or("unlimited".to_owned(), |limit| limit.to_string());
     let evidence = Evidence::of(fact, text.as_str(), format!("at least {wanted}"));

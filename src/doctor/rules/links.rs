@@ -85,7 +85,8 @@ fn nvlink(node: &NodeFacts, demand: &Demand) -> Outcome {
         let down: Vec<u32> =
             links.iter().filter(|link| !link.active).map(|link| link.link).collect();
         let up = links.len() - down.len();
-        let evidence = Evidence::of(fact, format!("{up} of {} up", links.len()), "all up, at least 1");
+        let evidence =
+            Evidence::of(fact, format!("{up} of {} up", links.len()), "all up, at least 1");
         if links.is_empty() {
             let what = "no NVLink, on a board that has them by design".to_owned();
             return Ok(GpuVerdict::Bad(Severity::Block, what, evidence));

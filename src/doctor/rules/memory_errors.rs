@@ -88,7 +88,11 @@ fn ecc_mode(node: &NodeFacts, demand: &Demand) -> Outcome {
         }
         let evidence = Evidence::of(fact, format!("now {current}, after reset {pending}"), "on");
         if !current {
-            return Ok(GpuVerdict::Bad(Severity::Warn, "ECC is off (on required)".into(), evidence));
+            return Ok(GpuVerdict::Bad(
+                Severity::Warn,
+                "ECC is off (on required)".into(),
+                evidence,
+            ));
         }
         if !pending {
             let what = "ECC will be off after the next reset".to_owned();
@@ -113,7 +117,8 @@ fn ecc_uncorrected(node: &NodeFacts, demand: &Demand) -> Outcome {
         if errors == 0 {
             return Ok(GpuVerdict::Fine(evidence));
         }
-        let what = format!("{errors} uncorrected memory errors since the driver was loaded (0 allowed)");
+        let what =
+            format!("{errors} uncorrected memory errors since the driver was loaded (0 allowed)");
         Ok(GpuVerdict::Bad(Severity::Block, what, evidence))
     })
 }
@@ -177,14 +182,18 @@ fn retired_pages(node: &NodeFacts, demand: &Demand) -> Outcome {
             return Ok(GpuVerdict::Exempt("GPUs from Ampere on replace rows instead"));
         };
         let total = pages.single_bit + pages.double_bit;
-        let evidence = Evidence::of(fact, Value::Number(u64::from(total)), "under 63, none pending");
+        let evidence =
+            Evidence::of(fact, Value::Number(u64::from(total)), "under 63, none pending");
         let (severity, what) = if pages.pending {
             (Severity::Block, "a page retirement waits for a reset".to_owned())
         } else if MOST_PAGES <= total {
             (Severity::Block, format!("{total} retired pages (under {MOST_PAGES} required)"))
         } else if MOST_DOUBLE_BIT <= pages.double_bit {
             let double = pages.double_bit;
-            (Severity::Warn, format!("{double} pages retired after double-bit errors (under 15 wanted)"))
+            (
+                Severity::Warn,
+                format!("{double} pages retired after double-bit errors (under 15 wanted)"),
+            )
         } else {
             return Ok(GpuVerdict::Fine(evidence));
         };

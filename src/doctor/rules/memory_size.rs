@@ -59,7 +59,8 @@ fn too_small(node: &NodeFacts, demand: &Demand) -> Outcome {
             return Ok(GpuVerdict::Bad(Severity::Block, what, evidence));
         }
         if usable - need < usable / 20 {
-            let what = format!("{usable_text} usable, a rank needs {need_text}: under 5 % to spare");
+            let what =
+                format!("{usable_text} usable, a rank needs {need_text}: under 5 % to spare");
             return Ok(GpuVerdict::Bad(Severity::Warn, what, evidence));
         }
         Ok(GpuVerdict::Fine(evidence))

@@ -74,7 +74,9 @@ fn fix_for(code: u32) -> &'static str {
     match code {
         4 => "give this user access to /dev/nvidia* (group `video`, or the device plugin's mounts)",
         9 => "load the driver: modprobe nvidia nvidia_uvm; install it if there is no such module",
-        18 => "the driver was upgraded while the old module stayed loaded: reload the modules or reboot",
+        18 => {
+            "the driver was upgraded while the old module stayed loaded: reload the modules or reboot"
+        }
         27 => "the driver is still starting: wait and run the doctor again",
         _ => "look at the kernel log (dmesg | grep NVRM), then reload the modules or reboot",
     }

@@ -27,13 +27,17 @@ fn check(node: &NodeFacts, demand: &Demand) -> Outcome {
     }
     let fact = &node.network.master_port;
     match fact.get()? {
-        PortState::Free { port } => Ok(Judgement::pass(Evidence::of(fact, format!("{port} is free"), "free"))),
+        PortState::Free { port } => {
+            Ok(Judgement::pass(Evidence::of(fact, format!("{port} is free"), "free")))
+        }
         PortState::Taken { port, message } => {
             let problem = Problem {
                 severity: Severity::Block,
                 what: format!("port {port} cannot be bound: {message}"),
                 impact: format!("rank 0 of {} cannot listen, so no rank starts", demand.name()),
-                fix: "unset MASTER_PORT and let the launcher choose, or set a free port on all nodes".to_owned(),
+                fix:
+                    "unset MASTER_PORT and let the launcher choose, or set a free port on all nodes"
+                        .to_owned(),
                 see: format!("ss -ltnp 'sport = :{port}'"),
             };
             Ok(Judgement::problem(problem, Evidence::of(fact, format!("{port} is taken"), "free")))

@@ -37,7 +37,8 @@ pub(super) static RANK_GPU_CLASH: Rule = Rule {
 fn world_size(node: &NodeFacts, demand: &Demand) -> Outcome {
     let fact = &node.env.variables;
     let variables = fact.get()?;
-    let number = |name: &str| variables.get(name).map(|text| (name.to_owned(), text.parse::<u32>()));
+    let number =
+        |name: &str| variables.get(name).map(|text| (name.to_owned(), text.parse::<u32>()));
     let set: Vec<_> = ["WORLD_SIZE", "RANK", "LOCAL_RANK"].into_iter().filter_map(number).collect();
     if set.is_empty() {
         return Ok(Judgement::pass(Evidence::of(fact, "not set", "not set, or as the job says")));
@@ -65,7 +66,10 @@ fn world_size(node: &NodeFacts, demand: &Demand) -> Outcome {
     let problem = wrong.map(|wrong| Problem {
         severity: Severity::Block,
         what: format!("the environment has {}: {wrong}", text.join(" ")),
-        impact: format!("ranks of {} that are started by hand wait for ranks that never come", demand.name()),
+        impact: format!(
+            "ranks of {} that are started by hand wait for ranks that never come",
+            demand.name()
+        ),
         fix: "unset WORLD_SIZE RANK LOCAL_RANK MASTER_ADDR MASTER_PORT".to_owned(),
         see: "env | grep -E 'WORLD_SIZE|RANK|MASTER_'".to_owned(),
     });
@@ -90,7 +94,9 @@ fn gpu_clash(node: &NodeFacts, demand: &Demand) -> Outcome {
     let clash = ranks_by_gpu.iter().find(|(_gpu, ranks)| 1 < ranks.len());
     let problem = clash.map(|(gpu, local)| Problem {
         severity: Severity::Block,
-        what: format!("ranks {local:?} would share GPU {gpu} ({ranks} ranks, visible GPUs {visible:?})"),
+        what: format!(
+            "ranks {local:?} would share GPU {gpu} ({ranks} ranks, visible GPUs {visible:?})"
+        ),
         impact: format!("NCCL refuses {} with `Duplicate GPU detected`", demand.name()),
         fix: "unset CUDA_VISIBLE_DEVICES, or start at most one rank for each GPU".to_owned(),
         see: "echo $CUDA_VISIBLE_DEVICES; nvidia-smi -L".to_owned(),

@@ -59,17 +59,22 @@ fn throttle(node: &NodeFacts, demand: &Demand) -> Outcome {
         let fact = &gpu.clock_event_reasons;
         let samples = fact.get()?;
         // A bit that only one sample has is a moment, not a state.
-        let lasting = samples.iter().fold(if samples.is_empty() { 0 } else { u64::MAX }, |a, b| a & b);
+        let lasting =
+            samples.iter().fold(if samples.is_empty() { 0 } else { u64::MAX }, |a, b| a & b);
         let text: Vec<String> = samples.iter().map(|bits| format!("{bits:#x}")).collect();
         let evidence = Evidence::of(fact, text, "no bit of 0xe8 in all samples");
-        let set: Vec<&str> =
-            HARDWARE.iter().filter(|(bit, _name)| lasting & bit != 0).map(|(_bit, name)| *name).collect();
+        let set: Vec<&str> = HARDWARE
+            .iter()
+            .filter(|(bit, _name)| lasting & bit != 0)
+            .map(|(_bit, name)| *name)
+            .collect();
         if !set.is_empty() {
             let what = format!("{} (clock event reasons {lasting:#x})", set.join(", "));
             return Ok(GpuVerdict::Bad(Severity::Block, what, evidence));
         }
         if lasting & SOFTWARE_THERMAL != 0 {
-            let what = format!("the driver lowers clocks for heat (clock event reasons {lasting:#x})");
+            let what =
+                format!("the driver lowers clocks for heat (clock event reasons {lasting:#x})");
             return Ok(GpuVerdict::Bad(Severity::Warn, what, evidence));
         }
         Ok(GpuVerdict::Fine(evidence))
@@ -92,7 +97,9 @@ fn margin(node: &NodeFacts, demand: &Demand) -> Outcome {
         let required = format!("at most {} C", slowdown.saturating_sub(MARGIN_C));
         let evidence = Evidence::of(&gpu.temperature_c, now, required);
         if slowdown < now + MARGIN_C {
-            let what = format!("{now} C before the job begins, slowdown at {slowdown} C ({MARGIN_C} C of margin wanted)");
+            let what = format!(
+                "{now} C before the job begins, slowdown at {slowdown} C ({MARGIN_C} C of margin wanted)"
+            );
             return Ok(GpuVerdict::Bad(Severity::Warn, what, evidence));
         }
         Ok(GpuVerdict::Fine(evidence))
@@ -107,7 +114,8 @@ fn power_cap(node: &NodeFacts, demand: &Demand) -> Outcome {
     };
     each_gpu(node, demand, texts, |gpu| {
         let fact = &gpu.power_limit_mw;
-        let (Some(limit), Some(default)) = (*fact.get()?, *gpu.power_limit_default_mw.get()?) else {
+        let (Some(limit), Some(default)) = (*fact.get()?, *gpu.power_limit_default_mw.get()?)
+        else {
             return Ok(GpuVerdict::Exempt("the GPUs do not tell their power limits"));
         };
         let (limit_w, default_w) = (limit / 1000, default / 1000);

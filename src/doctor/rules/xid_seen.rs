@@ -79,7 +79,9 @@ fn severity(
             let gpus = node.nvml.gpus.value().into_iter().flatten();
             let mut of_gpu = gpus.filter(|g| g.pci_address.value().is_some_and(|a| a == gpu));
             of_gpu
-                .any(|g| g.remapped_rows.value().is_some_and(|rows| rows.is_some_and(|r| r.pending)))
+                .any(|g| {
+                    g.remapped_rows.value().is_some_and(|rows| rows.is_some_and(|r| r.pending))
+                })
                 .then_some(Severity::Warn)
         }
         XidAction::InfoIfSympathetic => {
@@ -94,7 +96,13 @@ fn severity(
     }
 }
 
-fn problem(severity: Severity, xid: u32, gpu: &str, events: &[&XidEvent], demand: &Demand) -> Problem {
+fn problem(
+    severity: Severity,
+    xid: u32,
+    gpu: &str,
+    events: &[&XidEvent],
+    demand: &Demand,
+) -> Problem {
     let line = table::xid(xid);
     let description = line.map_or("not in the catalog", |line| line.description);
     let action = line.map_or("-", |line| line.nvidia_action);
@@ -103,13 +111,18 @@ fn problem(severity: Severity, xid: u32, gpu: &str, events: &[&XidEvent], demand
         severity,
         what: format!("GPU {gpu}: Xid {xid} ({description}), {} times; last: {last}", events.len()),
         impact: match severity {
-            Severity::Block => format!("the GPU is in doubt: ranks of {} on it fail or compute wrong numbers", demand.name()),
+            Severity::Block => format!(
+                "the GPU is in doubt: ranks of {} on it fail or compute wrong numbers",
+                demand.name()
+            ),
             Severity::Warn | Severity::Info => format!("{} may hit the same fault", demand.name()),
         },
         fix: if action == "-" {
             "reset the GPU (nvidia-smi --gpu-reset); if it comes back, leave the GPU out".to_owned()
         } else {
-            format!("NVIDIA's immediate action is {action}; reset the GPU, then run the doctor again")
+            format!(
+                "NVIDIA's immediate action is {action}; reset the GPU, then run the doctor again"
+            )
         },
         see: "dmesg -T | grep 'NVRM: Xid'".to_owned(),
     }

@@ -1,0 +1,316 @@
+//! `qvl doctor`: will the job run on these machines?
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{CliError, plan};
+use crate::{
+    data::lint,
+    doctor::{self, DataVerdict, Demand, Overall, Report, Severity, Sizes, Stack},
+    facts::{FactsFile, NodeName, Place, Snapshot},
+    job::{FineTuneJob, memory},
+    probe, report,
+    wire::ExitStatus,
+};
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct DoctorArgs {
+    #[command(subcommand)]
+    command: Option<DoctorCommand>,
+    /// Judge for this job; without it, for a machine alone.
+    #[arg(long, value_name = "FILE")]
+    job: Option<PathBuf>,
+    /// Number of ranks, instead of `spec.world.gpus`.
+    #[arg(long, value_name = "N")]
+    gpus: Option<u32>,
+    /// Whose trainer will run.
+    #[arg(long, value_enum, default_value_t = StackArg::Own)]
+    stack: StackArg,
+    /// Judge facts that were saved on other machines, one file for each node.
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["save_facts", "sysroot"])]
+    facts: Vec<PathBuf>,
+    /// Save what was observed, for `--facts`.
+    #[arg(long, value_name = "FILE")]
+    save_facts: Option<PathBuf>,
+    /// Read files below this folder instead of `/`.
+    #[arg(long, value_name = "DIR")]
+    sysroot: Option<PathBuf>,
+    /// Form of the report.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// Warnings and unknown checks block too.
+    #[arg(long)]
+    strict: bool,
+    /// Accept that this check cannot be evaluated. May be given several times.
+    #[arg(long, value_name = "ID")]
+    allow_unknown: Vec<String>,
+    /// Names of all nodes that must have reported.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    expect_nodes: Vec<String>,
+    /// The trainer that will run, instead of the `qvl-train` beside this program.
+    #[arg(long, value_name = "FILE", env = "QVL_TRAIN_BIN")]
+    trainer: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum DoctorCommand {
+    /// Explain a check: what it is, why it matters, where its threshold comes from.
+    Explain {
+        /// Id of the check, such as `shm-small`.
+        id: String,
+    },
+    /// List all checks.
+    List,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum StackArg {
+    /// `qvl-train`.
+    Own,
+    /// The official finetune.py with DeepSpeed.
+    Official,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
+    match &args.command {
+        Some(DoctorCommand::Explain { id }) => return explain(id, out),
+        Some(DoctorCommand::List) => return list(out),
+        None => {}
+    }
+    let allowed = allowed(&args.allow_unknown)?;
+    let (demand, folders) = demand(args)?;
+    let snapshot = snapshot(args, folders)?;
+    let report = doctor::diagnose(&snapshot, &demand);
+    match args.format {
+        Format::Text => report::text(&report, true, args.strict, &allowed, out)?,
+        Format::Json => writeln!(out, "{}", report::json(&report, args.strict, &allowed))?,
+    }
+    Ok(status(&report, args.strict, &allowed))
+}
+
+fn status(report: &Report, strict: bool, allowed: &BTreeSet<String>) -> ExitStatus {
+    match report.overall(strict, allowed) {
+        Overall::Ready => ExitStatus::Success,
+        Overall::Unknown => ExitStatus::Unknown,
+        Overall::Blocked => ExitStatus::Blocked,
+    }
+}
+
+/// Judges this machine for a planned job before anything is started. `Some` = it must not start.
+pub(super) fn gate(
+    planned: &plan::Plan,
+    folder: &Path,
+    trainer: &Path,
+    allow_unknown: &[String],
+    out: &mut impl Write,
+) -> Result<Option<ExitStatus>, CliError> {
+    let allowed = allowed(allow_unknown)?;
+    let options = probe::Options {
+        trainer: Some(trainer.to_owned()),
+        folders: folders(&planned.job, folder),
+        ..probe::Options::default()
+    };
+    let facts = probe::node(&options);
+    let nodes = BTreeMap::from([(probe::name(&facts), facts)]);
+    let snapshot = Snapshot { nodes, expected: BTreeSet::new() };
+    let report = doctor::diagnose(&snapshot, &Demand::of(&planned.job, sizes(planned, folder)));
+    report::problems(&report, true, out)?;
+    writeln!(out, "{}", report::summary(&report))?;
+    let hint = match report.overall(false, &allowed) {
+        Overall::Ready => return Ok(None),
+        Overall::Blocked => {
+            "blocked: nothing was started; `qvl doctor --job FILE` shows all checks"
+        }
+        Overall::Unknown => {
+            "nothing was started: a check that the job needs is unknown; --allow-unknown ID accepts it"
+        }
+    };
+    writeln!(out, "{hint}")?;
+    Ok(Some(status(&report, false, &allowed)))
+}
+
+/// Ids that may be unknown; a misspelt one would silently allow nothing.
+fn allowed(ids: &[String]) -> Result<BTreeSet<String>, CliError> {
+    for id in ids {
+        find(id)?;
+    }
+    Ok(ids.iter().cloned().collect())
+}
+
+fn find(id: &str) -> Result<&'static doctor::Rule, CliError> {
+    doctor::rule(id).ok_or_else(|| {
+        let distance = |rule: &&&doctor::Rule| strsim::damerau_levenshtein(rule.id, id);
+        let nearest = doctor::RULES.iter().min_by_key(distance).map_or("", |rule| rule.id);
+        CliError::new(ExitStatus::Usage, format!("there is no check `{id}`"))
+            .hint(format!("did you mean `{nearest}`? `qvl doctor list` shows all"))
+    })
+}
+
+fn demand(args: &DoctorArgs) -> Result<(Demand, Vec<(Place, PathBuf)>), CliError> {
+    let stack = match args.stack {
+        StackArg::Own => Stack::Own,
+        StackArg::Official => Stack::Official,
+    };
+    let Some(path) = &args.job else {
+        let folders = vec![(Place::Temporary, std::env::temp_dir())];
+        return Ok((Demand { stack, ranks: args.gpus, ..Demand::default() }, folders));
+    };
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let planned = plan::make(plan::read_job(path, args.gpus)?, folder)?;
+    let demand = Demand { stack, ..Demand::of(&planned.job, sizes(&planned, folder)) };
+    Ok((demand, folders(&planned.job, folder)))
+}
+
+/// The folders and files that a job reads and writes.
+fn folders(job: &FineTuneJob, folder: &Path) -> Vec<(Place, PathBuf)> {
+    let spec = &job.spec;
+    let mut folders = vec![
+        (Place::Temporary, std::env::temp_dir()),
+        (Place::Output, folder.join(&spec.output)),
+        (Place::Model, folder.join(&spec.model.path)),
+    ];
+    let sets = spec.data.train.iter().map(|set| &set.path);
+    let sets = sets.chain(spec.data.eval.iter().map(|set| &set.path));
+    folders.extend(sets.map(|path| (Place::Data, folder.join(path))));
+    folders
+}
+
+fn sizes(planned: &plan::Plan, folder: &Path) -> Sizes {
+    let blocking = |finding: &&lint::Finding| finding.severity == lint::Severity::Block;
+    let findings = &planned.data.findings;
+    let blocks = findings.iter().filter(blocking).count();
+    let worst = findings.iter().find(blocking).or(findings.first());
+    Sizes {
+        rank_memory_bytes: Some(planned.memory.total()),
+        model_file_bytes: weight_bytes(&folder.join(&planned.job.spec.model.path)),
+        trained_parameters: Some(memory::trained_parameters(&planned.job, &planned.shape)),
+        data: Some(DataVerdict {
+            blocking: blocks as u64,
+            warnings: (findings.len() - blocks) as u64,
+            worst: worst.map(|f| format!("{} `{}`: {}", f.file, f.sample, f.what)),
+        }),
+    }
+}
+
+/// Size of all weight files of a release; `None` if there is none to measure.
+fn weight_bytes(base: &Path) -> Option<u64> {
+    let entries = fs::read_dir(base).ok()?.flatten();
+    let weights = entries.filter(|entry| {
+        let name = entry.file_name();
+        Path::new(&name).extension().is_some_and(|e| e == "safetensors" || e == "bin")
+    });
+    let sizes: Vec<u64> =
+        weights.filter_map(|entry| fs::metadata(entry.path()).ok()).map(|m| m.len()).collect();
+    (!sizes.is_empty()).then(|| sizes.iter().sum())
+}
+
+fn snapshot(args: &DoctorArgs, folders: Vec<(Place, PathBuf)>) -> Result<Snapshot, CliError> {
+    let expected = args.expect_nodes.iter().cloned().map(NodeName).collect();
+    if !args.facts.is_empty() {
+        return Ok(Snapshot { nodes: replay(&args.facts)?, expected });
+    }
+    let root = args.sysroot.clone().unwrap_or_else(|| PathBuf::from("/"));
+    if !root.is_dir() {
+        let what = format!("`{}` is not a folder", root.display());
+        return Err(CliError::new(ExitStatus::Usage, what)
+            .hint("--sysroot must be the root of a file tree, with proc and sys in it"));
+    }
+    let beside = std::env::current_exe()?.with_file_name("qvl-train");
+    let trainer = args.trainer.clone().or_else(|| beside.exists().then_some(beside));
+    let options = probe::Options { root, trainer, folders, hashes: args.save_facts.is_some() };
+    let facts = probe::node(&options);
+    let node = probe::name(&facts);
+    if let Some(path) = &args.save_facts {
+        let origin = match &args.sysroot {
+            Some(root) => format!("files below {}", root.display()),
+            None => "this machine".to_owned(),
+        };
+        let file = FactsFile {
+            format: FactsFile::VERSION,
+            origin,
+            node: node.clone(),
+            facts: facts.clone(),
+        };
+        let text = serde_json::to_string_pretty(&file).expect("plain data");
+        fs::write(path, text + "\n").map_err(|error| {
+            let what = format!("failed to write facts to `{}`", path.display());
+            CliError::of(ExitStatus::Usage, anyhow::Error::new(error).context(what))
+        })?;
+    }
+    Ok(Snapshot { nodes: BTreeMap::from([(node, facts)]), expected })
+}
+
+/// Reads facts of several machines.
+fn replay(paths: &[PathBuf]) -> Result<BTreeMap<NodeName, crate::facts::NodeFacts>, CliError> {
+    let mut nodes = BTreeMap::new();
+    for path in paths {
+        let file = read_facts(path)?;
+        let name = file.node.clone();
+        if nodes.insert(file.node, file.facts).is_some() {
+            let what = format!("`{}` is about `{name}`, as a file before it", path.display());
+            return Err(CliError::new(ExitStatus::Usage, what).hint("give one file for each node"));
+        }
+    }
+    Ok(nodes)
+}
+
+fn read_facts(path: &Path) -> Result<FactsFile, CliError> {
+    let failed = |error: anyhow::Error| {
+        let what = format!("failed to read facts from `{}`", path.display());
+        CliError::of(ExitStatus::Usage, error.context(what))
+            .hint("`qvl doctor --save-facts FILE` writes such a file")
+    };
+    let text = fs::read_to_string(path).map_err(|error| failed(error.into()))?;
+    let value: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+    let format = value.get("format").and_then(serde_json::Value::as_u64);
+    if format != Some(u64::from(FactsFile::VERSION)) {
+        let found = format.map_or("none".to_owned(), |format| format.to_string());
+        return Err(failed(anyhow::Error::msg(format!(
+            "format {found}, this program reads {}",
+            FactsFile::VERSION
+        ))));
+    }
+    serde_path_to_error::deserialize(value).map_err(|error| failed(error.into()))
+}
+
+fn word(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Info => "info",
+        Severity::Warn => "warn",
+        Severity::Block => "block",
+    }
+}
+
+fn explain(id: &str, out: &mut impl Write) -> Result<ExitStatus, CliError> {
+    let rule = find(id)?;
+    writeln!(out, "{}: {}", rule.id, rule.summary)?;
+    writeln!(out, "\n{}\n", rule.docs)?;
+    writeln!(out, "area      {}", rule.area.name())?;
+    writeln!(out, "severity  {} at most", word(rule.severity))?;
+    let needed = if rule.is_needed() { "stops a launch" } else { "is only reported" };
+    writeln!(out, "unknown   {needed}")?;
+    writeln!(out, "source    {}", rule.source)?;
+    Ok(ExitStatus::Success)
+}
+
+fn list(out: &mut impl Write) -> Result<ExitStatus, CliError> {
+    for rule in doctor::RULES {
+        let (area, severity) = (rule.area.name(), word(rule.severity));
+        writeln!(out, "{:<24} {area:<11} {severity:<6} {}", rule.id, rule.summary)?;
+    }
+    Ok(ExitStatus::Success)
+}
