@@ -9,6 +9,7 @@ mod jobs;
 mod launch;
 mod logs;
 mod plan;
+mod report;
 mod schema;
 mod view;
 
@@ -46,6 +47,8 @@ pub enum Command {
     Stop(jobs::NameArgs),
     /// Go on with a stopped or failed run from its newest checkpoint.
     Resume(launch::ResumeArgs),
+    /// Write the report of a run: one HTML file with curves, numbers and pictures.
+    Report(report::ReportArgs),
     /// Work with data sets.
     Data(data::DataArgs),
     /// Print a JSON Schema.
@@ -91,6 +94,7 @@ fn dispatch(command: &Command) -> Result<ExitStatus, CliError> {
         Command::Logs(args) => logs::run(args, &mut out),
         Command::Stop(args) => jobs::stop(args, &mut out),
         Command::Resume(args) => launch::resume(args),
+        Command::Report(args) => report::run(args, &mut out),
         Command::Data(args) => data::run(args, &mut out),
         Command::Schema(args) => schema::schema(args, &mut out),
         Command::Explain(args) => schema::explain(args, &mut out),

@@ -3,5 +3,6 @@
 pub mod contact_sheet;
 pub mod curve;
 pub mod metrics;
+pub mod report;
 pub mod stats;
 pub mod tensorboard;

@@ -77,15 +77,21 @@ pub(super) fn axis_weights(from: usize, to: usize) -> Vec<f32> {
     weights
 }
 
-/// The table that a fresh resampler begins with, `grid² × width`: sines and cosines of the
-/// column in the first half of the channels, of the row in the second.
+/// The table that a fresh model begins with, `grid² × width`: sines and cosines of the column in
+/// the first half of the channels, of the row in the second.
+///
+/// The official table has wavelengths up to 60,000 places, so on a small grid most of its
+/// channels are constant. Here they run from 3 places to four times the grid.
 pub(super) fn sine_table(grid: usize, width: usize) -> Vec<f32> {
     let quarter = width / 4;
+    let longest = 4.0 * grid as f64;
     let mut table = Vec::with_capacity(grid * grid * width);
     for place in 0..grid * grid {
         for coordinate in [place % grid, place / grid] {
-            let angle =
-                |i: usize| coordinate as f64 * 10_000_f64.powf(-(i as f64) / quarter as f64);
+            let angle = |i: usize| {
+                let wavelength = 3.0 * (longest / 3.0).powf(i as f64 / quarter as f64);
+                coordinate as f64 * std::f64::consts::TAU / wavelength
+            };
             #[expect(clippy::cast_possible_truncation, reason = "the table is f32")]
             table.extend((0..quarter).map(|i| angle(i).sin() as f32));
             #[expect(clippy::cast_possible_truncation, reason = "the table is f32")]
