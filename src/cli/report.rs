@@ -31,7 +31,7 @@ pub struct ReportArgs {
 
 /// The parts of an answer that a contact sheet needs.
 #[derive(serde::Deserialize)]
-struct Answer {
+struct Judged {
     reference: String,
     answer: String,
     iou: Option<f64>,
@@ -107,7 +107,7 @@ fn pictures(output: &Path) -> Result<Vec<(String, Vec<u8>)>, CliError> {
     let mut pictures = Vec::new();
     for (set, path) in last {
         let text = fs::read_to_string(&path)?;
-        let answers = text.lines().filter_map(|line| serde_json::from_str::<Answer>(line).ok());
+        let answers = text.lines().filter_map(|line| serde_json::from_str::<Judged>(line).ok());
         let items: Vec<SheetItem> = answers.filter_map(item).collect();
         let png = tempfile::Builder::new().suffix(".png").tempfile()?;
         // Pictures that were moved away are no reason to have no report.
@@ -118,7 +118,7 @@ fn pictures(output: &Path) -> Result<Vec<(String, Vec<u8>)>, CliError> {
     Ok(pictures)
 }
 
-fn item(answer: Answer) -> Option<SheetItem> {
+fn item(answer: Judged) -> Option<SheetItem> {
     let rectangle = |text: &str| {
         let found = boxes::parse_answer(text).filter(|_found| answer.iou.is_some())?;
         Some([found.x1, found.y1, found.x2, found.y2].map(|side| side / 1000.0))
