@@ -1,30 +1,29 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 SHELL := /bin/bash
-CACHE := $(or $(QVL_CACHE),$(HOME)/.cache/qvl)
-export QVL_CACHE := $(CACHE)
+export QVL_CACHE ?= $(HOME)/.cache/qvl
+BUILD := $(or $(CARGO_TARGET_DIR),$(QVL_CACHE)/target)
 
-.PHONY: demo test lint bench setup build check-cuda mutants soak digits-base
-
-# Build caches live outside of the tree; target/ is a link to them, so that paths stay usual.
-target:
-	mkdir -p $(CACHE)/target && { [ -e target ] || ln -s $(CACHE)/target target; }
-
-build: target
-	@echo "building qvl and qvl-train (optimised; about 6 minutes on two cores the first time)"
-	cargo build --release --bins --examples
+.PHONY: demo test lint bench soak setup build check-cuda mutants digits-base
+.PHONY: setup-packages setup-data setup-python without-trainer
 
 demo: setup-data build
 	examples/digits/demo
 
-test: setup lint
+test: setup lint without-trainer
 	cargo test --release --workspace
-	cargo build --release --no-default-features --bin qvl --target-dir target/without-trainer
 	@echo "all tests passed"
 
 lint: target
 	cargo fmt --check
 	cargo clippy --release --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --lib
+
+bench: build
+	cargo bench
+
+# Longer than a review waits for: mutants of the trainer, licences and advisories of dependencies.
+soak: mutants
+	cargo deny --version >/dev/null 2>&1 && cargo deny check || echo "cargo-deny is not installed: cargo install cargo-deny"
 
 setup: setup-packages setup-data setup-python
 
@@ -37,8 +36,13 @@ setup-data: setup-packages
 setup-python: setup-packages
 	tests/python/setup
 
-bench: target
-	cargo bench
+build: target
+	@echo "building qvl and qvl-train (optimised; about 6 minutes on two cores the first time)"
+	cargo build --release --bins --examples
+
+# `qvl` compiles without candle. A check, because a build would compile all dependencies anew.
+without-trainer: target
+	cargo check --release --no-default-features --bin qvl
 
 check-cuda: target
 	tests/cuda-check/run
@@ -46,7 +50,9 @@ check-cuda: target
 mutants: target
 	tests/mutants/run
 
-soak: mutants
-
 digits-base: setup-data build
 	examples/digits/make-base
+
+# Build caches live outside of the tree; target is a link to them, so that paths stay usual.
+target:
+	mkdir -p $(BUILD) && ln -sfn $(BUILD) target
