@@ -128,7 +128,7 @@ fn rms(a: &[f32], b: &[f32]) -> f32 {
 fn the_reference_reproduces_all_goldens() {
     let paths: Vec<PathBuf> = OURS.iter().chain([&OFFICIAL]).map(|name| path(name)).collect();
     let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
-    for environment in [python::OFFICIAL, python::NEWEST] {
+    for environment in python::PEFTS {
         let text = python::run(environment, "check_golden.py", &paths);
         assert_eq!(text.matches(r#""broken": []"#).count(), paths.len(), "{text}");
     }

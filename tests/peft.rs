@@ -28,7 +28,6 @@ use qvl::{
 const TOLERANCE: f32 = 1e-5;
 /// An adapter that moves the logits by less proves nothing.
 const EFFECT: f32 = 0.05;
-const PEFTS: [&str; 2] = [python::OFFICIAL, python::NEWEST];
 
 /// What `peft_check.py make` wrote.
 struct Workshop {
@@ -90,7 +89,7 @@ fn largest(a: &[f32], b: &[f32]) -> f32 {
 /// of safetensors and on one of bf16 `PyTorch` shards.
 #[test]
 fn adapters_saved_by_peft_work_here() {
-    for environment in PEFTS {
+    for environment in python::PEFTS {
         let workshop = Workshop::new(environment);
         for (base, name) in [
             ("base", "adapter-bin"),
@@ -146,7 +145,7 @@ fn adapters_saved_here_work_in_peft() {
         let folder = workshop.path(name);
         let model = train_and_save(&workshop, &lora, &folder);
         let found = workshop.logits(&model);
-        for environment in PEFTS {
+        for environment in python::PEFTS {
             let (base, inputs) = (workshop.path("base"), workshop.path("inputs.safetensors"));
             let peft = in_peft(environment, &base, &folder, &inputs);
             let (plain, expected) = (values(&peft["plain"]), values(&peft["logits"]));
@@ -180,7 +179,7 @@ fn the_adapter_of_a_job_works_in_peft() {
     let adapter = path("run/adapter");
     let model = adapted(&path("base"), &adapter);
     let logits = model.logits(&unit(model.config(), &inputs), Mode::Eval).unwrap();
-    for environment in PEFTS {
+    for environment in python::PEFTS {
         let peft = in_peft(environment, &path("base"), &adapter, &path("inputs.safetensors"));
         let (plain, expected) = (values(&peft["plain"]), values(&peft["logits"]));
         let difference = largest(&values(&logits), &expected);

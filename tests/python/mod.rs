@@ -6,10 +6,10 @@ use std::{
     process::Command,
 };
 
+/// PEFT 0.5.0, which the official fine-tuning code was released with, and the newest.
+pub(crate) const PEFTS: [&str; 2] = ["venv-peft-0.5.0", "venv"];
 /// The newest PEFT, and the real `tensorboard` package.
-pub(crate) const NEWEST: &str = "venv";
-/// PEFT 0.5.0, which the official fine-tuning code was released with.
-pub(crate) const OFFICIAL: &str = "venv-peft-0.5.0";
+pub(crate) const NEWEST: &str = PEFTS[1];
 
 /// Standard output of `tests/python/{script}`; anything but success fails the test.
 pub(crate) fn run(environment: &str, script: &str, args: &[&Path]) -> String {
