@@ -28,10 +28,13 @@ impl Metrics {
         Ok(Metrics { lines, board })
     }
 
-    /// Keeps a record if it is a measurement of rank 0.
+    /// Keeps a record if it is a measurement of rank 0, or says at which step its attempt begins.
     pub fn keep(&mut self, record: &Record) -> io::Result<()> {
         if record.rank != 0 {
             return Ok(());
+        }
+        if let Event::Ready { step, .. } = &record.event {
+            return self.board.starts_at(record.time_ms, step + 1);
         }
         let (step, scalars) = if let Event::Step(step) = &record.event {
             (step.step, step_scalars(step))

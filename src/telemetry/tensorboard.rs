@@ -1,8 +1,9 @@
 //! TensorBoard event files, written natively.
 //!
 //! A file is a sequence of TFRecords (length, masked CRC of it, data, masked CRC of it), and each
-//! record is a protobuf `Event`. Only five fields of it are needed, so they are encoded by hand:
-//! wall_time = 1, step = 2, file_version = 3, summary = 5 {value = 1 {tag = 1, simple_value = 2}}.
+//! record is a protobuf `Event`. Only six fields of it are needed, so they are encoded by hand:
+//! wall_time = 1, step = 2, file_version = 3, summary = 5 {value = 1 {tag = 1, simple_value = 2}},
+//! session_log = 7 {status = 1}.
 
 use std::{
     fs::{File, OpenOptions},
@@ -42,6 +43,17 @@ impl EventFile {
         event.push(2 << 3);
         event.extend(varint(step));
         event.extend(bytes(5, &summary));
+        self.write(&event)
+    }
+
+    /// Says that steps from `step` on are done anew, so that TensorBoard drops those of an earlier
+    /// attempt that it has already.
+    pub fn starts_at(&mut self, unix_ms: u64, step: u64) -> io::Result<()> {
+        const SESSION_START: [u8; 2] = [1 << 3, 1];
+        let mut event = double(1, unix_ms as f64 / 1000.0);
+        event.push(2 << 3);
+        event.extend(varint(step));
+        event.extend(bytes(7, &SESSION_START));
         self.write(&event)
     }
 

@@ -27,8 +27,8 @@ pub(crate) fn run(environment: &str, script: &str, args: &[&Path]) -> String {
         .env("HF_HUB_OFFLINE", "1")
         .env("OMP_NUM_THREADS", "1")
         .output()
-        .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
+        .expect("the environment is complete");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
     assert!(
         output.status.success(),
         "`{}` failed: {}\n{text}{}",
