@@ -1,5 +1,7 @@
 //! Whole runs with the real programs: the demo's base, a few samples, processes as ranks.
 
+#![expect(clippy::unwrap_used, reason = "a test fails where it is wrong")]
+
 use std::{
     fs,
     path::{Path, PathBuf},

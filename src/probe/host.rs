@@ -137,11 +137,11 @@ fn unified_limits(options: &Options, group: &str) -> CgroupFacts {
 }
 
 pub(super) fn limits(options: &Options) -> LimitFacts {
+    /// Bit of CAP_IPC_LOCK (capability.h).
+    const CAP_IPC_LOCK: u64 = 1 << 14;
     let both = |name: &'static str| {
         parsed(options, "/proc/self/limits", name, move |text| text::limit(text, name))
     };
-    /// Bit of CAP_IPC_LOCK (capability.h).
-    const CAP_IPC_LOCK: u64 = 1 << 14;
     LimitFacts {
         memlock_bytes: both("Max locked memory").map(|(soft, _hard)| soft),
         open_files: both("Max open files").map(|(soft, _hard)| soft),

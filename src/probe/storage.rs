@@ -16,10 +16,10 @@ pub(super) fn shm(options: &Options) -> ShmFacts {
 }
 
 fn mount(stat: &Statvfs) -> Mount {
-    let unit = u64::from(stat.fragment_size());
+    let unit = stat.fragment_size();
     Mount {
-        total_bytes: u64::from(stat.blocks()).saturating_mul(unit),
-        free_bytes: u64::from(stat.blocks_available()).saturating_mul(unit),
+        total_bytes: stat.blocks().saturating_mul(unit),
+        free_bytes: stat.blocks_available().saturating_mul(unit),
     }
 }
 
@@ -38,7 +38,7 @@ pub(super) fn folders(options: &Options) -> Fact<Vec<Storage>> {
                 path: path.display().to_string(),
                 nearest: nearest.display().to_string(),
                 mount: mount(&stat),
-                free_inodes: (0 < stat.files()).then(|| u64::from(stat.files_available())),
+                free_inodes: (0 < stat.files()).then(|| stat.files_available()),
                 readable: exists && access(nearest, AccessFlags::R_OK).is_ok(),
                 writable: access(nearest, AccessFlags::W_OK).is_ok() && nearest.is_dir(),
             })

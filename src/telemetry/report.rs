@@ -65,7 +65,7 @@ pub fn html(input: &ReportInput) -> String {
         }
         out += "</ul>";
     }
-    let _ = write!(out, "<h2>Job</h2><pre>{}</pre></html>\n", escape(&input.job));
+    let _ = writeln!(out, "<h2>Job</h2><pre>{}</pre></html>", escape(&input.job));
     out
 }
 

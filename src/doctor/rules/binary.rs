@@ -61,6 +61,7 @@ pub(super) static BINARY_SKEW: Rule = Rule {
     }),
 };
 
+#[expect(clippy::unnecessary_wraps, reason = "every check has this type")]
 fn trainer_missing(node: &NodeFacts, demand: &Demand) -> Outcome {
     let fact = &node.trainer.path;
     if let Ok(path) = fact.get() {

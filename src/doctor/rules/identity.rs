@@ -30,6 +30,7 @@ pub(super) static HOST_IDENTITY_CLASH: Rule = Rule {
     check: Check::Fleet(clash),
 };
 
+#[expect(clippy::unnecessary_wraps, reason = "every check has this type")]
 fn missing(snapshot: &Snapshot, _demand: &Demand) -> Outcome {
     let evidence = Evidence::new("reports", snapshot.nodes.len(), "all expected nodes");
     let mut judgement = Judgement::pass(evidence);
@@ -43,6 +44,7 @@ fn missing(snapshot: &Snapshot, _demand: &Demand) -> Outcome {
     Ok(judgement)
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "every check has this type")]
 fn clash(snapshot: &Snapshot, demand: &Demand) -> Outcome {
     let mut judgement = Judgement::default();
     let mut nodes_by_identity: BTreeMap<String, Vec<&NodeName>> = BTreeMap::new();
