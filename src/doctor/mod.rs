@@ -12,6 +12,8 @@ mod report;
 mod rule;
 mod rules;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use demand::{BatchNeed, CheckpointNeed, DataVerdict, Demand, Sizes, Stack};
 pub use judgement::{Evidence, Judgement, Outcome, Problem, Stop, Value};
