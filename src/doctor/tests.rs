@@ -285,7 +285,7 @@ fn every_rule_is_in_the_table_of_mutations_and_ids_are_well_formed() {
     assert_eq!(unique, tested);
     let kebab =
         |id: &&str| id.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
-    assert!(ids.iter().all(|id| kebab(id)));
+    assert!(ids.iter().all(kebab));
 }
 
 #[test]
