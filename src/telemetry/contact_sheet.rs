@@ -47,7 +47,7 @@ pub struct PictureError {
     source: image::ImageError,
 }
 
-/// Writes a PNG of the first [`MOST`] items.
+/// Writes a PNG of the first 24 items.
 pub fn write(path: &Path, items: &[SheetItem]) -> Result<(), SheetError> {
     draw(items)?.save(path).map_err(|source| SheetError::Write { path: path.to_owned(), source })
 }
