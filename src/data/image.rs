@@ -192,46 +192,7 @@ mod tests {
     use sha2::{Digest, Sha256};
 
     use super::*;
-
-    /// numpy's `RandomState(seed).rand(n) * 255`, truncated: MT19937 with the classic seeding.
-    fn numpy_bytes(seed: u32, n: usize) -> Vec<u8> {
-        let mut state = [0_u32; 624];
-        state[0] = seed;
-        for i in 1..624 {
-            let last = state[i - 1];
-            let i_u32 = u32::try_from(i).unwrap();
-            state[i] = (last ^ (last >> 30)).wrapping_mul(1_812_433_253).wrapping_add(i_u32);
-        }
-        let mut at = 624;
-        let mut next = move || {
-            if at == 624 {
-                for i in 0..624 {
-                    let y = (state[i] & 0x8000_0000) | (state[(i + 1) % 624] & 0x7fff_ffff);
-                    let odd = if y & 1 == 1 { 0x9908_b0df } else { 0 };
-                    state[i] = state[(i + 397) % 624] ^ (y >> 1) ^ odd;
-                }
-                at = 0;
-            }
-            let mut y = state[at];
-            at += 1;
-            y ^= y >> 11;
-            y ^= (y << 7) & 0x9d2c_5680;
-            y ^= (y << 15) & 0xefc6_0000;
-            y ^ (y >> 18)
-        };
-        (0..n)
-            .map(|_i| {
-                let (a, b) = (f64::from(next() >> 5), f64::from(next() >> 6));
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "below 255"
-                )]
-                let byte = ((a * 67_108_864.0 + b) / 9_007_199_254_740_992.0 * 255.0) as u8;
-                byte
-            })
-            .collect()
-    }
+    use crate::data::numpy;
 
     #[test]
     fn resize_equals_pil_to_the_byte() {
@@ -246,7 +207,7 @@ mod tests {
             let number = |key: &str| usize::try_from(case[key].as_u64().unwrap()).unwrap();
             let (width, height) = (number("width"), number("height"));
             let seed = u32::try_from(number("numpy_seed")).unwrap();
-            let input = numpy_bytes(seed, width * height * 3);
+            let input = numpy::random_bytes(seed, width * height * 3);
             let output = resize(&input, width, height, 448, 448);
             let text = case.to_string();
             assert!(text.contains(&hash(&input)), "input of {width}x{height}");

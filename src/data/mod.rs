@@ -4,5 +4,6 @@ pub mod boxes;
 pub mod chatml;
 pub mod image;
 pub mod lint;
+pub mod numpy;
 pub mod sample;
 pub mod tokenizer;

@@ -21,6 +21,12 @@ pub enum ModelError {
     LfsPointer { path: PathBuf },
     #[error("failed to read the tensors of `{}`: it is truncated or damaged", .path.display())]
     Damaged { path: PathBuf, source: candle_core::Error },
+    #[error("`{}` is not an index of weight files", .path.display())]
+    Index { path: PathBuf, source: serde_json::Error },
+    #[error("`{}` names `{shard}`, which is missing", .index.display())]
+    MissingShard { index: PathBuf, shard: String },
+    #[error("`{}` promises {expected} bytes of tensors, its files hold {found}", .index.display())]
+    TotalSize { index: PathBuf, expected: u64, found: u64 },
     #[error("the weights in `{}` do not fit config.json:{list}", .folder.display())]
     Audit { folder: PathBuf, list: String },
     #[error("the picture of row {row} begins at {start} and does not fit into its sample")]
@@ -44,6 +50,11 @@ impl ModelError {
             ModelError::LfsPointer { .. } => {
                 Some("run `git lfs pull` in that folder, or download the file again")
             }
+            ModelError::Index { .. }
+            | ModelError::MissingShard { .. }
+            | ModelError::TotalSize { .. } => Some(
+                "download all files of the release again; some are missing or from another one",
+            ),
             ModelError::Damaged { .. } => Some("download the file again and compare its size"),
             ModelError::Audit { .. } => {
                 Some("config.json and weights must come from the same release")
@@ -58,11 +69,15 @@ impl ModelError {
     /// The trainer's exit code for it.
     pub fn exit(&self) -> TrainerExit {
         match self {
-            ModelError::ReadFile { .. } | ModelError::NoWeights { .. } => TrainerExit::InputMissing,
+            ModelError::ReadFile { .. }
+            | ModelError::NoWeights { .. }
+            | ModelError::MissingShard { .. } => TrainerExit::InputMissing,
             ModelError::Config { .. }
             | ModelError::BadConfig { .. }
             | ModelError::LfsPointer { .. }
             | ModelError::Damaged { .. }
+            | ModelError::Index { .. }
+            | ModelError::TotalSize { .. }
             | ModelError::Audit { .. } => TrainerExit::Data,
             ModelError::WriteFile { .. } => TrainerExit::CheckpointIo,
             ModelError::ImageOutside { .. }

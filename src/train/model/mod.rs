@@ -15,6 +15,8 @@ mod names;
 mod position;
 mod resampler;
 mod store;
+#[cfg(test)]
+mod tests;
 mod vision;
 
 pub use config::{ModelConfig, VisualConfig};
@@ -369,8 +371,9 @@ impl QwenVl {
         let dtable = zeros.index_add(&saved.sources, dx_TD, 0)?;
         grads.add(&self.store, self.wte, || {
             let ids = Tensor::from_slice(&unit.ids, tokens, &self.device)?;
-            let zeros = self.store.get(self.wte).zeros_like()?.to_dtype(DType::F32)?;
-            zeros.index_add(&ids, &dtable.narrow(0, 0, tokens)?.to_dtype(DType::F32)?, 0)
+            let dtype = wide(dtable.dtype());
+            let zeros = self.store.get(self.wte).zeros_like()?.to_dtype(dtype)?;
+            zeros.index_add(&ids, &dtable.narrow(0, 0, tokens)?.to_dtype(dtype)?, 0)
         })?;
         if let Some((vision, resampler)) = &saved.vision {
             let (pictures, queries) = (unit.images.len(), self.config.visual.n_queries);

@@ -1,8 +1,9 @@
 //! Learned or fixed position tables on a square grid, stretched to another grid if needed.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::store::{Gradients, Id, Store};
+use crate::train::ops::wide;
 
 /// A table of `from²` vectors, used on a grid of `to²` places.
 #[derive(Clone, Debug)]
@@ -37,7 +38,10 @@ impl PositionTable {
         let table = store.get(self.table);
         match &self.stretch {
             None => Ok(table.clone()),
-            Some(stretch) => stretch.matmul(&table.to_dtype(DType::F32)?)?.to_dtype(table.dtype()),
+            Some(stretch) => {
+                let dtype = wide(table.dtype());
+                stretch.to_dtype(dtype)?.matmul(&table.to_dtype(dtype)?)?.to_dtype(table.dtype())
+            }
         }
     }
 
@@ -45,7 +49,10 @@ impl PositionTable {
     pub(super) fn backward(&self, store: &Store, dy: &Tensor, grads: &mut Gradients) -> Result<()> {
         grads.add(store, self.table, || match &self.stretch {
             None => Ok(dy.clone()),
-            Some(stretch) => stretch.t()?.matmul(&dy.to_dtype(DType::F32)?),
+            Some(stretch) => {
+                let dtype = wide(dy.dtype());
+                stretch.t()?.to_dtype(dtype)?.matmul(&dy.to_dtype(dtype)?)
+            }
         })
     }
 }

@@ -1,15 +1,18 @@
 //! `qvl-train selftest`: the numerics of this build, on this machine, against golden files.
 
 mod golden;
+mod tokenizer;
 
 use std::{io::Write, path::PathBuf};
 
 use clap::Args;
 
 pub use golden::{Golden, GoldenError};
+pub use tokenizer::{TokenizerGoldenError, replay as replay_tokenizer};
 
-/// The golden inside the binary: 1 block of width 64, made by `tests/python/make_golden.py`.
-static EMBEDDED: &[u8] = include_bytes!("../../../tests/goldens/qwen_vl_tiny_a.safetensors");
+/// The golden inside the binary, made by `tests/python/make_golden.py`: three samples, pictures as
+/// pixels, gradients and eight steps of LoRA.
+static EMBEDDED: &[u8] = include_bytes!("../../../tests/goldens/batch.safetensors");
 
 /// Options of `qvl-train selftest`.
 #[derive(Debug, Args)]
@@ -54,6 +57,9 @@ pub fn run(args: &SelftestArgs, out: &mut impl Write) -> anyhow::Result<bool> {
     if let Some(golden) = &args.golden {
         let golden = Golden::read(golden, &args.images)?;
         holds &= print(&golden.replay()?, out)?;
+    }
+    if let (Some(golden), Some(vocab)) = (&args.tokenizer, &args.vocab) {
+        holds &= print(&replay_tokenizer(golden, vocab)?, out)?;
     }
     if args.golden.is_none() && args.tokenizer.is_none() {
         holds &= print(&Golden::parse(EMBEDDED, "embedded", &[])?.replay()?, out)?;
