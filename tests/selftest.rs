@@ -61,9 +61,13 @@ fn the_official_tokenizer_is_equalled_in_every_case() {
     let folder = tempfile::tempdir().unwrap();
     let swapped = folder.path().join("qwen.tiktoken");
     let lines = std::fs::read_to_string(vocabulary()).unwrap();
+    let token = |rank: &str| {
+        let mut entries = lines.lines().filter_map(|line| line.split_once(' '));
+        entries.find(|(_token, found)| *found == rank).unwrap().0
+    };
     let exchange = |line: &str| match line.split_once(' ') {
-        Some((token, "14990")) => format!("{token} 1879\n"),
-        Some((token, "1879")) => format!("{token} 14990\n"),
+        Some((_token, "14990")) => format!("{} 14990\n", token("1879")),
+        Some((_token, "1879")) => format!("{} 1879\n", token("14990")),
         Some(_) | None => format!("{line}\n"),
     };
     let exchanged: String = lines.lines().map(exchange).collect();
