@@ -13,7 +13,7 @@ use super::{CliError, plan};
 use crate::{
     data::lint,
     doctor::{self, DataVerdict, Demand, Overall, Report, Severity, Sizes, Stack},
-    facts::{FactsFile, NodeName, Place, Snapshot},
+    facts::{FactsFile, NodeFacts, NodeName, Place, Snapshot},
     job::{FineTuneJob, memory},
     probe, report,
     wire::ExitStatus,
@@ -109,14 +109,22 @@ fn status(report: &Report, strict: bool, allowed: &BTreeSet<String>) -> ExitStat
     }
 }
 
-/// Judges this machine for a planned job before anything is started. `Some` = it must not start.
+/// What the doctor said before a launch.
+pub(super) enum Gate {
+    /// The job may start. Facts and verdict as JSON, for the report.
+    Open { facts: String, verdict: String },
+    /// It must not.
+    Closed(ExitStatus),
+}
+
+/// Judges this machine for a planned job before anything is started.
 pub(super) fn gate(
     planned: &plan::Plan,
     folder: &Path,
     trainer: &Path,
     allow_unknown: &[String],
     out: &mut impl Write,
-) -> Result<Option<ExitStatus>, CliError> {
+) -> Result<Gate, CliError> {
     let allowed = allowed(allow_unknown)?;
     let options = probe::Options {
         trainer: Some(trainer.to_owned()),
@@ -124,13 +132,18 @@ pub(super) fn gate(
         ..probe::Options::default()
     };
     let facts = probe::node(&options);
-    let nodes = BTreeMap::from([(probe::name(&facts), facts)]);
+    let node = probe::name(&facts);
+    let saved = facts_file(&node, &facts, "this machine".to_owned());
+    let nodes = BTreeMap::from([(node, facts)]);
     let snapshot = Snapshot { nodes, expected: BTreeSet::new() };
     let report = doctor::diagnose(&snapshot, &Demand::of(&planned.job, sizes(planned, folder)));
     report::problems(&report, true, out)?;
     writeln!(out, "{}", report::summary(&report))?;
     let hint = match report.overall(false, &allowed) {
-        Overall::Ready => return Ok(None),
+        Overall::Ready => {
+            let verdict = report::json(&report, false, &allowed);
+            return Ok(Gate::Open { facts: saved, verdict });
+        }
         Overall::Blocked => {
             "blocked: nothing was started; `qvl doctor --job FILE` shows all checks"
         }
@@ -139,7 +152,7 @@ pub(super) fn gate(
         }
     };
     writeln!(out, "{hint}")?;
-    Ok(Some(status(&report, false, &allowed)))
+    Ok(Gate::Closed(status(&report, false, &allowed)))
 }
 
 /// Ids that may be unknown; a misspelt one would silently allow nothing.
@@ -238,14 +251,7 @@ fn snapshot(args: &DoctorArgs, folders: Vec<(Place, PathBuf)>) -> Result<Snapsho
             Some(root) => format!("files below {}", root.display()),
             None => "this machine".to_owned(),
         };
-        let file = FactsFile {
-            format: FactsFile::VERSION,
-            origin,
-            node: node.clone(),
-            facts: facts.clone(),
-        };
-        let text = serde_json::to_string_pretty(&file).expect("plain data");
-        fs::write(path, text + "\n").map_err(|error| {
+        fs::write(path, facts_file(&node, &facts, origin)).map_err(|error| {
             let what = format!("failed to write facts to `{}`", path.display());
             CliError::of(ExitStatus::Usage, anyhow::Error::new(error).context(what))
         })?;
@@ -253,8 +259,15 @@ fn snapshot(args: &DoctorArgs, folders: Vec<(Place, PathBuf)>) -> Result<Snapsho
     Ok(Snapshot { nodes: BTreeMap::from([(node, facts)]), expected })
 }
 
+/// Facts in the form that `--facts` reads.
+fn facts_file(node: &NodeName, facts: &NodeFacts, origin: String) -> String {
+    let (node, facts) = (node.clone(), facts.clone());
+    let file = FactsFile { format: FactsFile::VERSION, origin, node, facts };
+    serde_json::to_string_pretty(&file).expect("plain data") + "\n"
+}
+
 /// Reads facts of several machines.
-fn replay(paths: &[PathBuf]) -> Result<BTreeMap<NodeName, crate::facts::NodeFacts>, CliError> {
+fn replay(paths: &[PathBuf]) -> Result<BTreeMap<NodeName, NodeFacts>, CliError> {
     let mut nodes = BTreeMap::new();
     for path in paths {
         let file = read_facts(path)?;

@@ -15,7 +15,12 @@ use std::{
 
 use clap::{Args, ValueEnum};
 
-use super::{CliError, doctor, home, jobs, plan, view::View};
+use super::{
+    CliError,
+    doctor::{self, Gate},
+    home, jobs, plan, report,
+    view::View,
+};
 use crate::{
     job::FineTuneJob,
     launch::{
@@ -106,15 +111,24 @@ pub(super) fn run(args: &LaunchArgs) -> Result<ExitStatus, CliError> {
     }
     // The event stream has stdout to itself.
     let mut out = anstream::stderr();
-    if let Some(refused) = doctor::gate(&planned, &folder, &trainer, &args.allow_unknown, &mut out)?
-    {
-        return Ok(refused);
-    }
+    let gate = doctor::gate(&planned, &folder, &trainer, &args.allow_unknown, &mut out)?;
+    let (facts, verdict) = match gate {
+        Gate::Open { facts, verdict } => (facts, verdict),
+        Gate::Closed(refused) => return Ok(refused),
+    };
     let job = with_absolute_paths(job, &folder);
     let output = PathBuf::from(&job.spec.output);
     prepare_output(&output, args.overwrite)?;
     if args.how.output == Output::Text {
         plan::print(&planned, &mut anstream::stdout())?;
+    }
+    let saved = [
+        (report::FACTS_FILE, facts),
+        (report::DOCTOR_FILE, verdict),
+        (report::PLAN_FILE, plan::json(&planned)),
+    ];
+    for (name, text) in saved {
+        fs::write(output.join(name), text)?;
     }
     let job_path = output.join("job.yaml");
     let text =

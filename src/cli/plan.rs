@@ -149,14 +149,19 @@ fn shape(base: &Path) -> Result<ModelShape, CliError> {
     })
 }
 
+/// The plan for programs.
+pub(super) fn json(plan: &Plan) -> String {
+    let value = serde_json::json!({"v": 1, "job": plan.job, "stages": plan.stages,
+        "memory": plan.memory.components, "memoryTotalBytes": plan.memory.total(),
+        "data": plan.data.files, "warnings": warnings(plan)});
+    serde_json::to_string_pretty(&value).expect("plain data")
+}
+
 pub(super) fn run(args: &PlanArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
     let job = read_job(&args.job, args.gpus)?;
     let plan = make(job, args.job.parent().unwrap_or(Path::new(".")))?;
     if args.json {
-        let value = serde_json::json!({"v": 1, "job": plan.job, "stages": plan.stages,
-            "memory": plan.memory.components, "memoryTotalBytes": plan.memory.total(),
-            "data": plan.data.files, "warnings": warnings(&plan)});
-        writeln!(out, "{}", serde_json::to_string_pretty(&value).expect("plain data"))?;
+        writeln!(out, "{}", json(&plan))?;
     } else {
         print(&plan, out)?;
     }

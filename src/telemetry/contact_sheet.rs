@@ -11,7 +11,7 @@ const LINE: u32 = 14;
 const GAP: u32 = 8;
 const COLUMNS: u32 = 6;
 /// Pictures beyond this are left out.
-const MOST: usize = 24;
+pub const MOST: usize = 24;
 
 /// Blue and orange can be told apart by nearly everybody.
 const EXPECTED: Rgb<u8> = Rgb([64, 160, 255]);

@@ -1,5 +1,6 @@
-//! Metrics files, curves and pictures of a run.
+//! Metrics files, curves, pictures and the report of a run.
 
+pub mod answers;
 pub mod contact_sheet;
 pub mod curve;
 pub mod metrics;

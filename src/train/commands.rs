@@ -26,7 +26,10 @@ use crate::{
         tokenizer::{VOCABULARY, byte_vocabulary},
     },
     job::{self, FineTuneJob, Task},
-    telemetry::contact_sheet,
+    telemetry::{
+        answers::{self, Answer},
+        contact_sheet,
+    },
     wire::{EvalMetrics, Interval, TrainerExit},
 };
 
@@ -120,8 +123,8 @@ fn evaluate(args: &EvalArgs, mut out: Box<dyn Write + Send>) -> Result<(), Failu
     print(&mut out, &text)
 }
 
-fn write_sheet(path: &Path, answers: &[eval::Answer]) -> Result<(), Failure> {
-    contact_sheet::write(path, &eval::sheet_items(answers)).map_err(|error| {
+fn write_sheet(path: &Path, answers: &[Answer]) -> Result<(), Failure> {
+    contact_sheet::write(path, &answers::sheet_items(answers)).map_err(|error| {
         let what = format!("failed to write contact sheet `{}`", path.display());
         Failure::of(TrainerExit::CheckpointIo, anyhow::Error::new(error).context(what))
     })

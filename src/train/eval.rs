@@ -6,8 +6,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
-
 use super::{
     batch::ImageInput,
     collective::Collective,
@@ -24,7 +22,7 @@ use crate::{
         tokenizer::Tokenizer,
     },
     job::{FineTuneJob, Mask, Task},
-    telemetry::{contact_sheet::SheetItem, stats},
+    telemetry::answers::{self, Answer},
     wire::{EvalMetrics, TrainerExit},
 };
 
@@ -49,25 +47,6 @@ struct Item {
     prompt_ids: Vec<u32>,
     images: Vec<(usize, PathBuf)>,
     whole: Encoding,
-}
-
-/// One answer of the model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Answer {
-    pub id: String,
-    pub question: String,
-    pub reference: String,
-    pub answer: String,
-    /// Intersection over union with the reference's box; 0 without a box.
-    pub iou: Option<f64>,
-    /// Whether a box could be read from the answer.
-    pub parsed: Option<bool>,
-    pub exact: bool,
-    /// First picture of the question.
-    pub image: Option<PathBuf>,
-    /// Sum of the cross-entropies of the reference's tokens, and their number.
-    pub loss: f64,
-    pub tokens: u64,
 }
 
 /// A measured set.
@@ -172,7 +151,7 @@ pub fn measure(
     }
     all.sort_by_key(|(i, _answers)| *i);
     let answers: Vec<Answer> = all.into_iter().flat_map(|(_i, answers)| answers).collect();
-    Ok(Measured { metrics: metrics(set.task, &answers), answers })
+    Ok(Measured { metrics: answers::metrics(&answers), answers })
 }
 
 fn answers(
@@ -210,13 +189,11 @@ fn answers(
 }
 
 fn judge(task: Task, item: &Item, answer: String, loss: f64, tokens: u64) -> Answer {
-    let (mut iou, mut parsed) = (None, None);
-    if task == Task::Grounding {
-        let found = boxes::parse_answer(&answer);
-        let expected = boxes::parse_answer(&item.reference);
-        parsed = Some(found.is_some());
-        iou = Some(found.zip(expected).map_or(0.0, |(found, expected)| found.iou(&expected)));
-    }
+    let grounding = task == Task::Grounding;
+    let found = boxes::parse_answer(&answer).filter(|_found| grounding);
+    let expected = boxes::parse_answer(&item.reference).filter(|_expected| grounding);
+    let overlap = found.as_ref().zip(expected.as_ref());
+    let overlap = overlap.map_or(0.0, |(found, expected)| found.iou(expected));
     Answer {
         id: item.id.clone(),
         question: item.question.clone(),
@@ -224,34 +201,13 @@ fn judge(task: Task, item: &Item, answer: String, loss: f64, tokens: u64) -> Ans
         exact: answer.trim() == item.reference.trim(),
         image: item.images.first().map(|(_start, path)| path.clone()),
         answer,
-        iou,
-        parsed,
+        iou: grounding.then_some(overlap),
+        parsed: grounding.then_some(found.is_some()),
+        expected: expected.map(rectangle),
+        found: found.map(rectangle),
         loss,
         tokens,
     }
-}
-
-/// The numbers of a set with their 95 % intervals.
-pub fn metrics(task: Task, answers: &[Answer]) -> EvalMetrics {
-    let count = |hit: &dyn Fn(&Answer) -> bool| {
-        let hits = answers.iter().filter(|answer| hit(answer)).count();
-        stats::proportion(hits as u64, answers.len() as u64)
-    };
-    let tokens: u64 = answers.iter().map(|answer| answer.tokens).sum();
-    let loss: f64 = answers.iter().map(|answer| answer.loss).sum();
-    let mut metrics = EvalMetrics {
-        samples: answers.len() as u64,
-        loss: (0 < tokens).then(|| loss / tokens as f64),
-        exact_match: Some(count(&|answer| answer.exact)),
-        ..EvalMetrics::default()
-    };
-    if task == Task::Grounding {
-        let ious: Vec<f64> = answers.iter().map(|answer| answer.iou.unwrap_or(0.0)).collect();
-        metrics.parse_rate = Some(count(&|answer| answer.parsed == Some(true)));
-        metrics.acc_at_50 = Some(count(&|answer| answer.iou.is_some_and(|iou| 0.5 <= iou)));
-        metrics.mean_iou = Some(stats::mean(&ious));
-    }
-    metrics
 }
 
 /// The number by which checkpoints are compared: higher is better.
@@ -279,28 +235,6 @@ pub fn write(path: &Path, answers: &[Answer]) -> Result<(), Failure> {
     }
     file.persist(path).map_err(|error| failed(error.error))?;
     Ok(())
-}
-
-/// Answers to questions with a picture, as items of a contact sheet.
-pub fn sheet_items(answers: &[Answer]) -> Vec<SheetItem> {
-    let boxed = |text: &str| boxes::parse_answer(text);
-    answers
-        .iter()
-        .filter_map(|answer| {
-            let image = answer.image.clone()?;
-            let grounded = answer.iou.is_some();
-            Some(SheetItem {
-                image,
-                expected: boxed(&answer.reference).filter(|_found| grounded).map(rectangle),
-                found: boxed(&answer.answer).filter(|_found| grounded).map(rectangle),
-                caption: match answer.iou {
-                    Some(iou) => format!("IoU {iou:.2}"),
-                    None => answer.answer.clone(),
-                },
-                good: answer.iou.map_or(answer.exact, |iou| 0.5 <= iou),
-            })
-        })
-        .collect()
 }
 
 fn rectangle(found: boxes::Box2d) -> [f64; 4] {
