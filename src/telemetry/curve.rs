@@ -78,11 +78,13 @@ impl Curves {
         self.loss.iter().chain(evaluations).fold(1.0_f64, |last, (x, _y)| last.max(*x))
     }
 
-    /// The highest point that is worth its place: of the means and the evaluations.
-    fn highest_loss(&self) -> f64 {
+    /// The top of the picture: the highest mean after the first hundredths of the run. What lies
+    /// above, the first steps and the evaluation before them, is drawn at the edge.
+    fn top(&self) -> f64 {
+        let settled = 0.04 * self.last_step();
         let means = self.tasks.values().chain([&self.loss]).flat_map(|points| smooth(points));
-        let sets = self.sets.values().flatten().copied();
-        means.chain(sets).fold(1e-3_f64, |most, (_x, y)| most.max(y))
+        let settled = means.filter(|(x, _y)| settled <= *x);
+        settled.fold(1e-3_f64, |most, (_x, y)| most.max(y)) * 1.1
     }
 }
 
@@ -97,9 +99,11 @@ fn draw(out: &mut String, curves: &Curves) -> Drawn {
 }
 
 fn draw_losses(area: &Area<'_>, curves: &Curves) -> Drawn {
-    let top = curves.highest_loss() * 1.05;
+    let top = curves.top();
+    let cut = |(x, y): (f64, f64)| (x, y.min(top));
     let mut chart = ChartBuilder::on(area)
         .margin(8)
+        .margin_right(26)
         .x_label_area_size(34)
         .y_label_area_size(56)
         .build_cartesian_2d(0.0..curves.last_step(), 0.0..top)?;
@@ -110,6 +114,7 @@ fn draw_losses(area: &Area<'_>, curves: &Curves) -> Drawn {
         .bold_line_style(GREY.mix(0.25))
         .label_style(("sans-serif", 13))
         .axis_desc_style(("sans-serif", 13))
+        .x_label_formatter(&|step| format!("{step:.0}"))
         .x_desc("step")
         .y_desc("cross-entropy per token (nats)")
         .draw()?;
@@ -119,20 +124,20 @@ fn draw_losses(area: &Area<'_>, curves: &Curves) -> Drawn {
         chart.draw_series([label])?;
     }
     let faint = COLOURS[0].mix(0.22);
-    chart.draw_series(LineSeries::new(curves.loss.iter().copied(), faint))?;
+    chart.draw_series(LineSeries::new(curves.loss.iter().copied().map(cut), faint))?;
     let named = curves.tasks.iter().map(|(task, points)| (format!("{task}, content only"), points));
     let named = [("all tasks, weighted".to_owned(), &curves.loss)].into_iter().chain(named);
     for ((name, points), colour) in named.zip(COLOURS.iter().cycle()) {
         let style = colour.stroke_width(2);
         chart
-            .draw_series(LineSeries::new(smooth(points), style))?
+            .draw_series(LineSeries::new(smooth(points).into_iter().map(cut), style))?
             .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
     }
     for ((set, points), colour) in curves.sets.iter().zip(COLOURS.iter().rev().cycle()) {
         let dot = |at: (f64, f64)| Circle::new(at, 4, colour.filled());
         chart
-            .draw_series(points.iter().copied().map(dot))?
+            .draw_series(points.iter().copied().map(cut).map(dot))?
             .label(format!("evaluation: {set}"))
             .legend(|(x, y)| Circle::new((x + 9, y), 4, colour.filled()));
     }
@@ -149,6 +154,7 @@ fn draw_rate(area: &Area<'_>, curves: &Curves) -> Drawn {
     let top = curves.rate.iter().fold(1e-12_f64, |most, (_x, y)| most.max(*y)) * 1.1;
     let mut chart = ChartBuilder::on(area)
         .margin(8)
+        .margin_right(26)
         .x_label_area_size(22)
         .y_label_area_size(56)
         .build_cartesian_2d(0.0..curves.last_step(), 0.0..top)?;
@@ -159,8 +165,11 @@ fn draw_rate(area: &Area<'_>, curves: &Curves) -> Drawn {
         .bold_line_style(GREY.mix(0.25))
         .label_style(("sans-serif", 13))
         .axis_desc_style(("sans-serif", 13))
+        .x_label_formatter(&|step| format!("{step:.0}"))
         .y_labels(3)
-        .y_label_formatter(&|rate| format!("{rate:.0e}"))
+        .y_label_formatter(&|rate| {
+            if *rate == 0.0 { "0".to_owned() } else { format!("{rate:.0e}") }
+        })
         .y_desc("learning rate")
         .draw()?;
     let style = COLOURS[0].stroke_width(2);

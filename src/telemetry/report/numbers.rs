@@ -56,7 +56,7 @@ fn change(gain: &Gain) -> String {
     let tone = match (0.0 < low, high < 0.0) {
         (true, _) => "good",
         (_, true) => "bad",
-        (false, false) => "warn",
+        (false, false) => "note",
     };
     format!("<b class={tone}>{value:+.3}</b><br><small>{low:+.3} to {high:+.3}</small>")
 }
@@ -64,11 +64,11 @@ fn change(gain: &Gain) -> String {
 /// The interval on a line from 0 to 1.
 fn whisker(interval: Interval) -> String {
     let [value, low, high] =
-        [interval.value, interval.low, interval.high].map(|x| 2.0 + 60.0 * x.clamp(0.0, 1.0));
+        [interval.value, interval.low, interval.high].map(|x| 4.0 + 64.0 * x.clamp(0.0, 1.0));
     format!(
-        "<svg class=interval width=64 height=12 aria-hidden=true><path d=\"M2 6H62\" stroke=\"currentColor\" \
-         opacity=\".25\"/><path d=\"M{low:.1} 6H{high:.1}\" stroke=\"currentColor\" stroke-width=\"3\" \
-         opacity=\".55\"/><circle cx=\"{value:.1}\" cy=\"6\" r=\"3.5\" fill=\"currentColor\"/></svg>"
+        "<svg class=interval width=72 height=12 aria-hidden=true><path d=\"M4 6H68\" stroke=\"currentColor\" \
+         opacity=\".25\"/><path d=\"M{low:.1} 6H{high:.1}\" stroke=\"currentColor\" stroke-width=\"5\" \
+         opacity=\".4\"/><circle cx=\"{value:.1}\" cy=\"6\" r=\"2.5\" fill=\"currentColor\"/></svg>"
     )
 }
 

@@ -55,7 +55,10 @@ pub(super) fn escape(text: &str) -> String {
 
 fn section(out: &mut String, title: &str, body: Option<String>) {
     if let Some(body) = body {
-        let _ = writeln!(out, "<section><h2>{}</h2>{body}</section>", escape(title));
+        let anchor: String =
+            title.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        let (title, anchor) = (escape(title), anchor.to_lowercase());
+        let _ = writeln!(out, "<section id=\"{anchor}\"><h2>{title}</h2>{body}</section>");
     }
 }
 
@@ -86,10 +89,10 @@ fn tiles(input: &ReportInput) -> String {
         };
         let before = before.filter(|_share| 1 < set.measured.len());
         let before =
-            before.map_or(String::new(), |Interval { value, .. }| format!(", before {value:.2}"));
+            before.map_or(String::new(), |Interval { value, .. }| format!(", before {value:.3}"));
         let _ = write!(
             out,
-            "<div class=tile>{}<b>{:.2}</b><small>{what}{before}</small></div>",
+            "<div class=tile>{}<b>{:.3}</b><small>{what}{before}</small></div>",
             escape(&set.name),
             now.value
         );
@@ -105,7 +108,7 @@ fn curves(input: &ReportInput) -> Option<String> {
     let steps = input.records.iter().any(|record| matches!(record.event, Event::Step(_)));
     let table = numbers::tasks(&input.records).filter(|_table| steps)?;
     Some(format!(
-        "<figure>{}<figcaption>Thin: each step. Thick: means over a fiftieth of the run.</figcaption></figure>{table}",
+        "<figure>{}<figcaption>Thin: each step. Thick: means over a fiftieth of the run. What is higher than the picture is drawn at its edge.</figcaption></figure>{table}",
         curve::svg(&input.records)
     ))
 }
@@ -269,7 +272,7 @@ mod tests {
     #[test]
     fn before_after_and_the_gain_stand_side_by_side() {
         let html = html(&input());
-        assert!(html.contains("<b>0.82</b><small>Acc@0.5, before 0.12</small>"));
+        assert!(html.contains("<b>0.820</b><small>Acc@0.5, before 0.120</small>"));
         assert!(html.contains("<b class=good>+0.700</b>"));
         assert!(html.contains("0.070 to 0.170"));
     }
