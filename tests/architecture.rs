@@ -28,7 +28,7 @@ const PURE_MODULES: &[&str] = &["facts", "job", "wire", "doctor", "report"];
 /// Files and folders of other modules that do no I/O either.
 const PURE_FILES: &[&str] = &[
     "src/data/boxes.rs",
-    "src/data/chatml.rs",
+    "src/data/chatml",
     "src/launch/ladder.rs",
     "src/telemetry/stats.rs",
     "src/train/order.rs",

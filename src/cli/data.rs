@@ -2,7 +2,7 @@
 
 use std::{io::Write, path::PathBuf};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::CliError;
 use crate::{
@@ -10,6 +10,7 @@ use crate::{
     wire::ExitStatus,
 };
 
+/// Work with data sets.
 #[derive(Debug, Args)]
 pub struct DataArgs {
     #[command(subcommand)]
@@ -18,35 +19,56 @@ pub struct DataArgs {
 
 #[derive(Debug, Subcommand)]
 enum DataCommand {
-    /// Check data sets in the official JSON format: boxes, lengths, pictures, roles, duplicates.
+    /// Check data sets in the official JSON format: boxes, lengths, pictures, roles, prompts,
+    /// duplicates, and overlap of training and evaluation.
     Lint(LintArgs),
+}
+
+/// How a report is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
 }
 
 #[derive(Debug, Args)]
 struct LintArgs {
-    /// Data sets.
-    #[arg(required = true)]
+    /// Training sets.
+    #[arg(required_unless_present = "eval", value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// Evaluation set; may be given more than once.
+    #[arg(long, value_name = "FILE")]
+    eval: Vec<PathBuf>,
     /// Model folder: its tokenizer measures the samples.
     #[arg(long, value_name = "FOLDER")]
     model: Option<PathBuf>,
-    /// Longest sample in tokens.
-    #[arg(long, default_value_t = 2048)]
+    /// Longest sample in tokens; needs --model.
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
     max_length: u32,
-    /// Print JSON instead of text.
+    /// Decode every picture, not only its header and end.
     #[arg(long)]
-    json: bool,
+    decode: bool,
+    /// How to write the report.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
 }
 
 pub(super) fn run(args: &DataArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
     let DataCommand::Lint(args) = &args.command;
-    let options = Options { model: args.model.clone(), max_length: args.max_length };
-    let report = lint::lint(&args.files, &options)
-        .map_err(|error| CliError::of(ExitStatus::Usage, error))?;
-    if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&report).expect("plain data"))?;
-    } else {
-        lint::print(&report, out)?;
+    let mut options = Options::new(args.model.clone(), args.max_length);
+    options.eval.clone_from(&args.eval);
+    options.decode = args.decode;
+    let report = lint::lint(&args.files, &options).map_err(|error| {
+        let hint = error.hint();
+        CliError::of(ExitStatus::Usage, error).hint(hint)
+    })?;
+    match args.format {
+        Format::Text => lint::print(&report, out)?,
+        Format::Json => {
+            let mut value = serde_json::to_value(&report).expect("plain data");
+            value["v"] = 1.into();
+            writeln!(out, "{}", serde_json::to_string_pretty(&value).expect("plain data"))?;
+        }
     }
     Ok(if report.blocks() { ExitStatus::Blocked } else { ExitStatus::Success })
 }

@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::CliError;
 use crate::{
-    data::lint::{self, LintReport, Options},
+    data::lint::{self, LintReport, Options, Purpose},
     job::{
         self, Compute, Dtype, FineTuneJob,
         memory::{self, MemoryPlan, ModelShape},
@@ -77,12 +77,13 @@ pub(super) fn make(job: FineTuneJob, folder: &Path) -> Result<Plan, CliError> {
     let shape = shape(&base)?;
     let files: Vec<PathBuf> =
         job.spec.data.train.iter().map(|set| folder.join(&set.path)).collect();
-    let options = Options { model: Some(base), max_length: job.spec.data.max_length };
+    let options = Options::of_job(&job.spec.data, folder, base);
     let data = lint::lint(&files, &options).map_err(|error| {
         let hint = error.hint();
         CliError::of(ExitStatus::Usage, error).hint(hint)
     })?;
-    let longest = data.files.iter().map(|file| file.max_tokens).max().unwrap_or(0).max(1);
+    let trained = data.files.iter().filter(|file| file.purpose == Purpose::Train);
+    let longest = trained.map(|file| file.max_tokens).max().unwrap_or(0).max(1);
     let dtype = match (job.spec.model.dtype, job.spec.world.compute) {
         (Dtype::Auto, Compute::Cpu) => Dtype::F32,
         (Dtype::Auto, Compute::Auto | Compute::Cuda) => Dtype::Bf16,
@@ -192,7 +193,7 @@ pub(super) fn print(plan: &Plan, out: &mut impl Write) -> std::io::Result<()> {
     }
     writeln!(out, "  saves        {}", saves(spec.checkpoint.every_steps, total))?;
     writeln!(out, "  evaluations  {}", evaluations(spec, total))?;
-    for file in &plan.data.files {
+    for file in plan.data.files.iter().filter(|file| 0 < file.max_tokens) {
         let padded = f64::from(spec.data.max_length) / file.mean_tokens.max(1.0);
         writeln!(
             out,
@@ -262,7 +263,12 @@ fn warnings(plan: &Plan) -> Vec<String> {
         }
     }
     for finding in &plan.data.findings {
-        warnings.push(format!("data: {} `{}`: {}", finding.file, finding.sample, finding.what));
+        let sample = if finding.sample.is_empty() {
+            String::new()
+        } else {
+            format!(" `{}`", finding.sample)
+        };
+        warnings.push(format!("data: {}{sample}: {}", finding.file, finding.what));
     }
     let shown = 8;
     if shown < warnings.len() {

@@ -1,12 +1,14 @@
 //! Pictures as the official preprocessing sees them: RGB, resized to a square with PIL's
 //! bicubic filter, normalised.
 //!
-//! PNG is exact to the bit. JPEG decoders differ from libjpeg-turbo by up to 4 of 255 in a few
-//! per cent of the bytes. EXIF orientation is ignored, and the aspect ratio is not kept, as in
+//! PNG is exact to the bit: alpha is cut off, palettes are looked up, of 16 bits a channel the
+//! upper 8 are taken, but 16-bit grey values are clipped to 255, all as in PIL. JPEG decoders
+//! differ from libjpeg-turbo by up to 4 of 255 in a few per cent of the bytes. EXIF orientation is ignored, and the aspect ratio is not kept, as in
 //! the official code.
 
 use std::{
-    io,
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -33,6 +35,8 @@ pub enum ImageError {
     Decode { path: PathBuf, reason: String },
     #[error("picture `{}` has {width}x{height} pixels, more than {MAX_PIXELS}", .path.display())]
     Huge { path: PathBuf, width: u32, height: u32 },
+    #[error("picture `{}` is truncated: its end mark is missing", .path.display())]
+    Truncated { path: PathBuf },
 }
 
 impl ImageError {
@@ -40,6 +44,7 @@ impl ImageError {
     pub fn hint(&self) -> &'static str {
         match self {
             ImageError::Read { .. } => "image paths are relative to the folder of the JSON file",
+            ImageError::Truncated { .. } => "copy the file again",
             ImageError::Decode { .. } => "PNG and JPEG are supported; the file may be truncated",
             ImageError::Huge { .. } => "scale it down first: the model sees 448x448 pixels of it",
         }
@@ -55,6 +60,26 @@ pub fn dimensions(path: &Path) -> Result<(u32, u32), ImageError> {
     Ok((width, height))
 }
 
+/// Width and height, if header and end of the file are in order; much faster than decoding.
+pub fn check(path: &Path) -> Result<(u32, u32), ImageError> {
+    let size = dimensions(path)?;
+    let read = |source| ImageError::Read { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(read)?;
+    let mut head = [0_u8; 2];
+    file.read_exact(&mut head).map_err(read)?;
+    // Some cameras write more after the end mark, so it is looked for in a whole block.
+    let length = file.seek(SeekFrom::End(0)).map_err(read)?;
+    file.seek(SeekFrom::Start(length.saturating_sub(1 << 16))).map_err(read)?;
+    let mut tail = Vec::new();
+    file.read_to_end(&mut tail).map_err(read)?;
+    let mark: &[u8] = if head == [0xff, 0xd8] { &[0xff, 0xd9] } else { b"IEND" };
+    if tail.windows(mark.len()).any(|window| window == mark) {
+        Ok(size)
+    } else {
+        Err(ImageError::Truncated { path: path.to_owned() })
+    }
+}
+
 /// Decodes a picture to RGB; alpha is dropped, palettes are looked up.
 pub fn open(path: &Path) -> Result<RgbImage, ImageError> {
     dimensions(path)?;
@@ -62,7 +87,7 @@ pub fn open(path: &Path) -> Result<RgbImage, ImageError> {
     Ok(to_rgb(&picture))
 }
 
-fn reader(path: &Path) -> Result<ImageReader<io::BufReader<std::fs::File>>, ImageError> {
+fn reader(path: &Path) -> Result<ImageReader<io::BufReader<File>>, ImageError> {
     let read = |source| ImageError::Read { path: path.to_owned(), source };
     ImageReader::open(path).map_err(read)?.with_guessed_format().map_err(read)
 }
@@ -71,9 +96,23 @@ fn decode(path: &Path, error: &image::ImageError) -> ImageError {
     ImageError::Decode { path: path.to_owned(), reason: error.to_string() }
 }
 
-/// PIL's `convert("RGB")`: the alpha channel is cut off, not blended.
+/// PIL's `convert("RGB")`: the alpha channel is cut off, not blended; of 16 bits the upper 8 are
+/// kept, but 16-bit grey is clipped, which turns most such pictures white.
 fn to_rgb(picture: &DynamicImage) -> RgbImage {
-    picture.to_rgb8()
+    let upper = |value: u16| value.to_be_bytes()[0];
+    let rgb: Vec<u8> = if let Some(picture) = picture.as_rgb16() {
+        picture.pixels().flat_map(|pixel| pixel.0.map(upper)).collect()
+    } else if let Some(picture) = picture.as_rgba16() {
+        picture.pixels().flat_map(|pixel| [pixel.0[0], pixel.0[1], pixel.0[2]].map(upper)).collect()
+    } else if let Some(picture) = picture.as_luma_alpha16() {
+        picture.pixels().flat_map(|pixel| [upper(pixel.0[0]); 3]).collect()
+    } else if let Some(picture) = picture.as_luma16() {
+        let clipped = |value: u16| u8::try_from(value).unwrap_or(u8::MAX);
+        picture.pixels().flat_map(|pixel| [clipped(pixel.0[0]); 3]).collect()
+    } else {
+        return picture.to_rgb8();
+    };
+    RgbImage::from_raw(picture.width(), picture.height(), rgb).expect("three bytes a pixel")
 }
 
 /// The picture as the model wants it: `3 * size * size` numbers, channel by channel.
@@ -215,6 +254,41 @@ mod tests {
         }
     }
 
+    /// Writes a PNG of 2x1 pixels with these raw bytes, which no conversion touches.
+    fn png(path: &Path, colour: png::ColorType, depth: png::BitDepth, raw: &[u8]) {
+        let file = File::create(path).unwrap();
+        let mut encoder = png::Encoder::new(file, 2, 1);
+        encoder.set_color(colour);
+        encoder.set_depth(depth);
+        if colour == png::ColorType::Indexed {
+            encoder.set_palette(vec![1, 2, 3, 4, 5, 6]);
+            encoder.set_trns(vec![0, 128]);
+        }
+        encoder.write_header().unwrap().write_image_data(raw).unwrap();
+    }
+
+    /// What PIL 10.4 makes of each mode, two pixels each.
+    #[test]
+    fn modes_become_rgb_as_in_pil() {
+        use png::{BitDepth::*, ColorType::*};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let mode = |colour, depth, raw: &[u8], expected: [u8; 6]| {
+            png(&path, colour, depth, raw);
+            assert_eq!(open(&path).unwrap().into_raw(), expected, "{colour:?} {depth:?}");
+            assert_eq!(check(&path).unwrap(), (2, 1));
+        };
+        mode(Grayscale, Eight, &[7, 9], [7, 7, 7, 9, 9, 9]);
+        mode(GrayscaleAlpha, Eight, &[7, 0, 9, 255], [7, 7, 7, 9, 9, 9]);
+        mode(Rgba, Eight, &[1, 2, 3, 0, 4, 5, 6, 9], [1, 2, 3, 4, 5, 6]);
+        mode(Indexed, Eight, &[1, 0], [4, 5, 6, 1, 2, 3]);
+        mode(Grayscale, One, &[0b0100_0000], [0, 0, 0, 255, 255, 255]);
+        mode(Grayscale, Two, &[0b0110_0000], [85, 85, 85, 170, 170, 170]);
+        mode(Rgb, Sixteen, &[1, 255, 2, 0, 3, 9, 4, 200, 5, 0, 6, 1], [1, 2, 3, 4, 5, 6]);
+        mode(GrayscaleAlpha, Sixteen, &[7, 255, 0, 0, 9, 0, 0, 0], [7, 7, 7, 9, 9, 9]);
+        mode(Grayscale, Sixteen, &[0, 7, 1, 0], [7, 7, 7, 255, 255, 255]);
+    }
+
     #[test]
     fn damaged_and_huge_pictures_are_named() {
         let folder = tempfile::tempdir().unwrap();
@@ -222,10 +296,24 @@ mod tests {
         let whole = std::fs::read("tests/goldens/a.png").unwrap();
         std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
         assert!(matches!(open(&path), Err(ImageError::Decode { .. })));
-        let mut huge = whole.clone();
-        huge[16..24].copy_from_slice(&[0, 0, 0xff, 0xff, 0, 0, 0xff, 0xff]);
-        std::fs::write(&path, &huge).unwrap();
-        assert!(open(&path).is_err());
+        assert!(matches!(check(&path), Err(ImageError::Truncated { .. })));
+        std::fs::write(&path, b"not a picture").unwrap();
+        assert!(matches!(check(&path), Err(ImageError::Decode { .. })));
+        std::fs::write(&path, b"").unwrap();
+        assert!(matches!(check(&path), Err(ImageError::Decode { .. })));
         assert!(matches!(open(&folder.path().join("b.png")), Err(ImageError::Read { .. })));
+    }
+
+    /// A header that promises 65535 x 65535 pixels: refused before anything is allocated.
+    #[test]
+    fn a_bomb_is_refused_by_its_header() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let file = File::create(&path).unwrap();
+        let mut writer = png::Encoder::new(file, 65_535, 65_535).write_header().unwrap();
+        writer.write_chunk(png::chunk::IDAT, &[0; 8]).unwrap();
+        drop(writer);
+        let error = open(&path).unwrap_err();
+        assert!(matches!(error, ImageError::Huge { width: 65_535, height: 65_535, .. }), "{error}");
     }
 }

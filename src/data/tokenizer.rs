@@ -1,10 +1,15 @@
 //! The tokenizer of Qwen-VL: byte-level BPE over `qwen.tiktoken`, and the special tokens that
 //! follow its ranks.
+//!
+//! Text is brought to NFC, cut by the pattern of the official tokenizer, and merged piece by piece.
+//! The official vocabulary has 151,643 ranks, so that `<|endoftext|>` is 151643 and `<img>` is
+//! 151857; with the 256 ranks of [`byte_vocabulary`] they are 256 and 470.
 
 use std::{
     collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
+    sync::LazyLock,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -25,6 +30,16 @@ const EXTRAS: u32 = 205;
 const TAIL: [&str; 9] =
     ["<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>"];
 
+static NAMES: LazyLock<Vec<String>> = LazyLock::new(special_names);
+static EVERY: LazyLock<HashSet<&'static str>> =
+    LazyLock::new(|| NAMES.iter().map(String::as_str).collect());
+static OF_IMAGES: LazyLock<HashSet<&'static str>> = LazyLock::new(|| TAIL.into_iter().collect());
+static NONE: LazyLock<HashSet<&'static str>> = LazyLock::new(HashSet::new);
+
+/// Text without a cut is encoded in parts of so many characters if the pattern gives up on it:
+/// its engine has a limit on backtracking, which about a million spaces in a row exceed.
+const PART: usize = 10_000;
+
 /// Why a vocabulary cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
@@ -36,6 +51,10 @@ pub enum TokenizerError {
     Line { path: PathBuf, line: usize, text: String },
     #[error("vocabulary `{}` has {ranks} tokens and lacks single bytes: it is truncated", .path.display())]
     Truncated { path: PathBuf, ranks: usize },
+    #[error(
+        "vocabulary `{}` has {ranks} tokens, which puts <img> at id {found}; config.json expects {expected}", .path.display()
+    )]
+    OtherModel { path: PathBuf, ranks: usize, found: u32, expected: u64 },
     #[error("failed to build the tokenizer of `{}`: {reason}", .path.display())]
     Build { path: PathBuf, reason: String },
 }
@@ -47,6 +66,10 @@ impl TokenizerError {
             TokenizerError::Read { .. } => "the model folder must hold qwen.tiktoken",
             TokenizerError::LfsPointer { .. } => {
                 "run `git lfs pull` in that folder, or download the file again"
+            }
+            TokenizerError::OtherModel { .. } => {
+                "the file is truncated, or not of the same release as config.json; take both \
+                 from one release"
             }
             TokenizerError::Line { .. }
             | TokenizerError::Truncated { .. }
@@ -91,7 +114,6 @@ pub struct Tokenizer {
     specials: Specials,
     slots: usize,
     digest: String,
-    all: Vec<String>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -102,12 +124,21 @@ impl std::fmt::Debug for Tokenizer {
 
 impl Tokenizer {
     /// Loads `qwen.tiktoken` from a model folder, or a vocabulary file itself. `slots` is the
-    /// number of positions of a picture (256 in the official model).
+    /// number of positions of a picture (256 in the official model). Beside a `config.json`, the
+    /// id of `<img>` must be the one given there: a file that lost whole lines shows only so.
     pub fn load(path: &Path, slots: usize) -> Result<Self, TokenizerError> {
         let path = if path.is_dir() { path.join(VOCABULARY) } else { path.to_owned() };
         let bytes = fs::read(&path)
             .map_err(|source| TokenizerError::Read { path: path.clone(), source })?;
-        Self::parse(&bytes, &path, slots)
+        let tokenizer = Self::parse(&bytes, &path, slots)?;
+        let found = tokenizer.specials.img_start;
+        match image_start(&path) {
+            Some(expected) if expected != u64::from(found) => {
+                let ranks = tokenizer.specials.end_of_text as usize;
+                Err(TokenizerError::OtherModel { path, ranks, found, expected })
+            }
+            Some(_) | None => Ok(tokenizer),
+        }
     }
 
     /// Parses a vocabulary; lines may end in CR LF.
@@ -138,12 +169,11 @@ impl Tokenizer {
         if single != 256 || !complete {
             return Err(TokenizerError::Truncated { path, ranks: ranks.len() });
         }
-        let all = special_names();
-        let numbered = all.iter().cloned().zip(count..).collect();
+        let numbered = NAMES.iter().cloned().zip(count..).collect();
         let bpe = CoreBPE::new(ranks.into_iter().collect(), numbered, PATTERN)
             .map_err(|error| TokenizerError::Build { path, reason: error.to_string() })?;
         let digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Tokenizer { bpe, specials: specials(count), slots, digest, all })
+        Ok(Tokenizer { bpe, specials: specials(count), slots, digest })
     }
 
     /// Ids of the special tokens.
@@ -170,16 +200,36 @@ impl Tokenizer {
     /// [`chatml`](super::chatml).
     pub fn encode(&self, text: &str, allowed: Allowed) -> Vec<u32> {
         let text: String = text.nfc().collect();
-        let allowed: HashSet<&str> = match allowed {
-            Allowed::All => self.all.iter().map(String::as_str).collect(),
-            Allowed::Image => TAIL.into_iter().collect(),
-            Allowed::Nothing => HashSet::new(),
+        let allowed = match allowed {
+            Allowed::All => &*EVERY,
+            Allowed::Image => &*OF_IMAGES,
+            Allowed::Nothing => &*NONE,
         };
-        match self.bpe.encode(&text, &allowed) {
+        match self.bpe.encode(&text, allowed) {
             Ok((ids, _last)) => ids,
-            // The pattern cannot fail on text; if it ever does, bytes are still exact.
-            Err(_error) => self.bpe.encode_ordinary(&text),
+            Err(_error) => self.encode_in_parts(&text, allowed),
         }
+    }
+
+    fn encode_in_parts(&self, text: &str, allowed: &HashSet<&str>) -> Vec<u32> {
+        let mut ids = Vec::new();
+        let mut rest = text;
+        while !rest.is_empty() {
+            let end = rest.char_indices().nth(PART).map_or(rest.len(), |(at, _char)| at);
+            let (part, after) = rest.split_at(end);
+            match self.bpe.encode(part, allowed) {
+                Ok((part, _last)) => ids.extend(part),
+                // The first 256 ranks are the bytes in another order; whatever happens, the text
+                // is not lost.
+                Err(_error) => ids.extend(part.bytes().filter_map(|byte| self.byte(byte))),
+            }
+            rest = after;
+        }
+        ids
+    }
+
+    fn byte(&self, byte: u8) -> Option<u32> {
+        (0..256).find(|id| self.bpe.decode_bytes(&[*id]).is_ok_and(|bytes| bytes == [byte]))
     }
 
     /// Text of token ids. Bytes that are no UTF-8 become replacement characters. Special tokens
@@ -201,6 +251,13 @@ impl Tokenizer {
         }
         String::from_utf8_lossy(&bytes).into_owned()
     }
+}
+
+/// `visual.image_start_id` of the `config.json` beside a vocabulary, if there is one.
+fn image_start(vocabulary: &Path) -> Option<u64> {
+    let text = fs::read(vocabulary.with_file_name("config.json")).ok()?;
+    let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    config.pointer("/visual/image_start_id")?.as_u64()
 }
 
 fn parse_line(line: &[u8]) -> Option<(Vec<u8>, u32)> {
@@ -234,9 +291,15 @@ fn specials(first: u32) -> Specials {
     }
 }
 
-/// A vocabulary of the 256 bytes, for models that are trained from scratch.
+/// A vocabulary of the 256 bytes, for models that are trained from scratch: the text of a
+/// `qwen.tiktoken` of 256 lines.
 pub fn byte_vocabulary() -> String {
     (0..=255_u8).map(|byte| format!("{} {byte}\n", STANDARD.encode([byte]))).collect()
+}
+
+/// Writes [`byte_vocabulary`] to a file.
+pub fn write_byte_vocabulary(path: &Path) -> io::Result<()> {
+    fs::write(path, byte_vocabulary())
 }
 
 #[cfg(test)]
@@ -288,5 +351,36 @@ mod tests {
         let whole_lines: String = text.split_inclusive('\n').take(10).collect();
         assert!(error(whole_lines.as_bytes()).ends_with("it is truncated"));
         assert!(error(b"hello world\n").contains("line 1: expected `base64 rank`"));
+    }
+
+    /// The real vocabulary still has all single bytes after it lost its second half.
+    #[test]
+    fn a_vocabulary_that_lost_lines_does_not_fit_its_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(VOCABULARY);
+        write_byte_vocabulary(&path).unwrap();
+        assert!(Tokenizer::load(folder.path(), 64).is_ok());
+        let config = |id: u32| {
+            let text = serde_json::json!({"visual": {"image_start_id": id}}).to_string();
+            fs::write(folder.path().join("config.json"), text).unwrap();
+            Tokenizer::load(folder.path(), 64)
+        };
+        assert!(config(470).is_ok());
+        let error = config(151_857).unwrap_err().to_string();
+        assert!(
+            error.ends_with(
+                "has 256 tokens, which puts <img> at id 470; config.json expects 151857"
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_million_spaces_are_tokens_too() {
+        let tokenizer = bytes();
+        let text = " ".repeat(1_200_000) + "<ref>é";
+        let ids = tokenizer.encode(&text, Allowed::Image);
+        assert_eq!(ids.len(), 1_200_000 + 3);
+        assert_eq!(tokenizer.decode_all(&ids), text);
     }
 }

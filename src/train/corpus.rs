@@ -217,6 +217,7 @@ impl From<TokenizerError> for Failure {
             TokenizerError::LfsPointer { .. }
             | TokenizerError::Line { .. }
             | TokenizerError::Truncated { .. }
+            | TokenizerError::OtherModel { .. }
             | TokenizerError::Build { .. } => TrainerExit::Data,
         };
         Failure::of(exit, error).hint(hint)

@@ -54,7 +54,9 @@ impl From<ImageError> for Failure {
         let hint = error.hint();
         let exit = match &error {
             ImageError::Read { .. } => TrainerExit::InputMissing,
-            ImageError::Decode { .. } | ImageError::Huge { .. } => TrainerExit::Data,
+            ImageError::Decode { .. } | ImageError::Huge { .. } | ImageError::Truncated { .. } => {
+                TrainerExit::Data
+            }
         };
         Failure::of(exit, error).hint(hint)
     }

@@ -1,6 +1,25 @@
 //! The one place where a conversation becomes token ids: for training, evaluation and chat.
+//!
+//! A turn is `<|im_start|>role\ntext<|im_end|>\n`, and each of its pieces is encoded by itself. A
+//! picture is `<img>`, one slot per query of the model, `</img>`. The labels of the two masks:
+//!
+//! | piece | [`Mask::Reference`] | [`Mask::AnswerOnly`] |
+//! |---|---|---|
+//! | `<\|im_start\|>` of every turn | label | none |
+//! | role and its line feed; system and user text | none | none |
+//! | text of the assistant | label | label |
+//! | `<\|im_end\|>` of the assistant | label | label |
+//! | other `<\|im_end\|>`, and the line feed after each | label | none |
+//!
+//! In training all special tokens of a text are recognised, as in the official finetune.py; in a
+//! prompt only those of pictures, references and boxes, so that a user cannot end his own turn.
 
-use std::fmt::Write as _;
+mod prompt;
+
+pub use prompt::{
+    Context, MAX_WINDOW, Part, PictureLabel, PromptStyle, encode_prompt, from_list_format,
+    with_pictures,
+};
 
 use super::{
     sample::{Role, Sample},
@@ -42,6 +61,14 @@ pub struct Encoded {
 }
 
 impl Encoded {
+    fn append(&mut self, other: Encoded) {
+        let shift = self.ids.len();
+        let moved = other.images.into_iter();
+        self.images.extend(moved.map(|span| ImageSpan { start: span.start + shift, ..span }));
+        self.ids.extend(other.ids);
+        self.labels.extend(other.labels);
+    }
+
     fn push(&mut self, id: u32, label: Option<Class>) {
         self.ids.push(id);
         self.labels.push(label);
@@ -158,65 +185,6 @@ fn turn(
     encoded.text(tokenizer, text, Allowed::All, answers);
     encoded.push(specials.im_end, if answers { Some(Class::Template) } else { template });
     newline.iter().for_each(|id| encoded.push(*id, template));
-}
-
-/// How a question is put to the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PromptStyle {
-    /// System, user and assistant turns, as in training.
-    ChatMl,
-    /// The bare question, as in the official evaluation scripts.
-    Raw,
-}
-
-/// A question with the turns before it, ready for the model to go on.
-pub fn encode_prompt(
-    tokenizer: &Tokenizer,
-    history: &[(String, String)],
-    query: &str,
-    style: PromptStyle,
-) -> Encoded {
-    let mut encoded = Encoded::default();
-    let text = match style {
-        PromptStyle::Raw => query.to_owned(),
-        PromptStyle::ChatMl => return chat_prompt(tokenizer, history, query),
-    };
-    encoded.text(tokenizer, &text, Allowed::Image, false);
-    encoded
-}
-
-fn chat_prompt(tokenizer: &Tokenizer, history: &[(String, String)], query: &str) -> Encoded {
-    let specials = tokenizer.specials();
-    let newline = tokenizer.encode("\n", Allowed::Nothing);
-    let mut encoded = Encoded::default();
-    let mut say = |role: &str, text: Option<&str>| {
-        encoded.push(specials.im_start, None);
-        // Role, line feed and text are encoded as one piece only where the official code does:
-        // each of its turns is `role\n` and then the content.
-        encoded.text(tokenizer, &format!("{role}\n"), Allowed::Nothing, false);
-        if let Some(text) = text {
-            encoded.text(tokenizer, text, Allowed::Image, false);
-            encoded.push(specials.im_end, None);
-            newline.iter().for_each(|id| encoded.push(*id, None));
-        }
-    };
-    say("system", Some(SYSTEM));
-    for (question, answer) in history {
-        say("user", Some(question));
-        say("assistant", Some(answer));
-    }
-    say("user", Some(query));
-    say("assistant", None);
-    encoded
-}
-
-/// The text of a user turn with pictures before the question: `Picture 1: <img>..</img>\n..`.
-pub fn with_pictures(paths: &[String], question: &str) -> String {
-    let mut text = String::new();
-    for (i, path) in paths.iter().enumerate() {
-        let _written = writeln!(text, "Picture {}: <img>{path}</img>", i + 1);
-    }
-    text + question
 }
 
 #[cfg(test)]
