@@ -184,10 +184,10 @@ mod tests {
     #[test]
     fn the_oldest_turns_leave_a_full_window_first() {
         assert!(prompt(MAX_WINDOW).contains("q1"));
-        // The system turn has 10 tokens, the earlier turns 22 each.
-        let text = prompt(33);
+        // The system turn has 11 tokens, the earlier turns 25 each.
+        let text = prompt(37);
         assert!(text.contains("q2") && !text.contains("q1"));
-        assert!(!prompt(32).contains("q2"));
+        assert!(!prompt(36).contains("q2"));
         assert!(prompt(0).contains("q3"));
     }
 
