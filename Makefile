@@ -35,6 +35,7 @@ setup-data: setup-packages
 
 setup-python: setup-packages
 	tests/python/setup
+	tests/python/setup-nvml
 
 build: target
 	@echo "building qvl and qvl-train (optimised; about 6 minutes on two cores the first time)"

@@ -43,6 +43,11 @@ impl<T> Fact<T> {
         Fact::Unread { why: why.into(), from: from.into() }
     }
 
+    /// A value that an older file of facts does not have.
+    pub fn not_recorded() -> Self {
+        Fact::unread("not recorded: the facts are from an older version of qvl", "file of facts")
+    }
+
     /// The value of a reading that may fail; the error becomes the reason.
     pub fn from_result<E: std::fmt::Display>(
         result: Result<T, E>,

@@ -1,4 +1,4 @@
-//! The NVIDIA driver and its GPUs: kernel module, PCI bus, NVML, CUDA driver library.
+//! The NVIDIA driver and its GPUs: kernel module, PCI bus, NVML.
 //!
 //! `Fact<Option<T>>` has three states: a value; `None`, when the driver says that this GPU does
 //! not have the feature (`NVML_ERROR_NOT_SUPPORTED`); unread, when nothing is known.
@@ -51,12 +51,12 @@ pub struct PciGpu {
     pub numa_node: Option<i32>,
 }
 
-/// Lanes of a PCIe link.
+/// Lanes or generation of a PCIe link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PcieLink {
-    /// Lanes now.
+    /// Now.
     pub current: u32,
-    /// Lanes at most.
+    /// At most.
     pub max: u32,
 }
 
@@ -67,6 +67,9 @@ pub struct NvmlFacts {
     pub state: Fact<NvmlState>,
     /// `nvmlSystemGetDriverVersion`, such as `580.65.06`.
     pub driver_version: Fact<String>,
+    /// `nvmlSystemGetNVMLVersion`, such as `13.580.65.06`.
+    #[serde(default = "Fact::not_recorded")]
+    pub nvml_version: Fact<String>,
     /// `nvmlSystemGetCudaDriverVersion_v2`: highest CUDA, as `major * 1000 + minor * 10`.
     pub cuda_version: Fact<u32>,
     /// All GPUs that NVML counts, by index.
@@ -81,6 +84,7 @@ impl NvmlFacts {
         NvmlFacts {
             state,
             driver_version: Fact::unread(why, "nvmlSystemGetDriverVersion"),
+            nvml_version: Fact::unread(why, "nvmlSystemGetNVMLVersion"),
             cuda_version: Fact::unread(why, "nvmlSystemGetCudaDriverVersion_v2"),
             gpus: Fact::unread(why, "nvmlDeviceGetCount_v2"),
             slowest_call: Fact::unread(why, "NVML"),
@@ -182,6 +186,27 @@ pub struct GpuFacts {
     pub recovery_action: Fact<Option<u32>>,
     /// Version of the video BIOS.
     pub vbios: Fact<Option<String>>,
+    /// Corrected memory errors since the driver was loaded.
+    #[serde(default = "Fact::not_recorded")]
+    pub ecc_corrected_volatile: Fact<Option<u64>>,
+    /// PCIe generations as NVML shows them. An idle GPU may run a lower one than it can.
+    #[serde(default = "Fact::not_recorded")]
+    pub pcie_generation: Fact<Option<PcieLink>>,
+    /// Packets that the PCIe link had to send again since the driver was loaded.
+    #[serde(default = "Fact::not_recorded")]
+    pub pcie_replays: Fact<Option<u32>>,
+    /// Serial number of the board.
+    #[serde(default = "Fact::not_recorded")]
+    pub serial: Fact<Option<String>>,
+    /// Version of the firmware of the GPU's system processor.
+    #[serde(default = "Fact::not_recorded")]
+    pub gsp_firmware: Fact<Option<String>>,
+    /// NUMA node as NVML shows it; unread before driver 550.
+    #[serde(default = "Fact::not_recorded")]
+    pub numa_node: Fact<Option<u32>>,
+    /// How this GPU reaches the others of the machine.
+    #[serde(default = "Fact::not_recorded")]
+    pub peers: Fact<Vec<Peer>>,
 }
 
 impl GpuFacts {
@@ -217,6 +242,13 @@ impl GpuFacts {
             fabric: Fact::unread(why, "nvmlDeviceGetGpuFabricInfoV"),
             recovery_action: Fact::unread(why, "nvmlDeviceGetFieldValues 230"),
             vbios: Fact::unread(why, "nvmlDeviceGetVbiosVersion"),
+            ecc_corrected_volatile: Fact::unread(why, "nvmlDeviceGetTotalEccErrors"),
+            pcie_generation: Fact::unread(why, "nvmlDeviceGetCurrPcieLinkGeneration"),
+            pcie_replays: Fact::unread(why, "nvmlDeviceGetPcieReplayCounter"),
+            serial: Fact::unread(why, "nvmlDeviceGetSerial"),
+            gsp_firmware: Fact::unread(why, "nvmlDeviceGetGspFirmwareVersion"),
+            numa_node: Fact::unread(why, "nvmlDeviceGetNumaNodeId"),
+            peers: Fact::unread(why, "nvmlDeviceGetP2PStatus"),
         }
     }
 }
@@ -312,6 +344,20 @@ pub struct NvLink {
     pub active: bool,
 }
 
+/// Another GPU of the machine, as seen from one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// NVML index of the other.
+    pub index: u32,
+    /// `nvmlGpuP2PStatus_t` of reading its memory: 0 works, 1 the chipset cannot, 2 the GPU
+    /// cannot, 3 the topology forbids it, 4 switched off in the driver, 5 not supported,
+    /// 6 unknown.
+    pub p2p_read: u32,
+    /// `nvmlGpuTopologyLevel_t` of the nearest common ancestor: 0 one board, 10 one PCIe switch,
+    /// 20 several, 30 one host bridge, 40 one NUMA node, 50 across NUMA nodes.
+    pub path: u32,
+}
+
 /// Registration at the `NVSwitch` fabric.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fabric {
@@ -322,59 +368,4 @@ pub struct Fabric {
     /// Two bits per condition, 1 = true: bandwidth degraded @0, route recovery @2, route
     /// unhealthy @4, access timeout recovery @6, incorrect configuration @8 (a number).
     pub health_mask: u32,
-}
-
-/// What the CUDA driver library says.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CudaFacts {
-    /// Result of loading the library and of `cuInit`.
-    pub state: Fact<CudaState>,
-    /// `cuDriverGetVersion`, as `major * 1000 + minor * 10`.
-    pub driver_version: Fact<u32>,
-    /// `cuDeviceGetCount`.
-    pub device_count: Fact<u32>,
-}
-
-impl CudaFacts {
-    /// A CUDA driver library that gave nothing but its state.
-    pub fn without_devices(state: Fact<CudaState>, why: &str) -> Self {
-        CudaFacts {
-            state,
-            driver_version: Fact::unread(why, "cuDriverGetVersion"),
-            device_count: Fact::unread(why, "cuDeviceGetCount"),
-        }
-    }
-}
-
-/// Result of loading the CUDA driver library and of `cuInit`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CudaState {
-    /// `cuInit` returned 0.
-    Ready,
-    /// `libcuda.so.1` cannot be loaded.
-    LibraryMissing {
-        /// What the loader said.
-        message: String,
-    },
-    /// `cuInit` failed: 34 stub library, 100 no device, 802 system not ready, 803 driver and
-    /// library do not match, 804 forward compatibility on a GPU that has none.
-    Failed {
-        /// `CUresult`.
-        code: u32,
-        /// Text for the code.
-        message: String,
-    },
-    /// `cuInit` did not come back in time; the process that made it was killed.
-    Hung {
-        /// The call.
-        call: String,
-        /// How long it was waited for.
-        after_ms: u64,
-    },
-    /// The process that talks to the driver died.
-    Crashed {
-        /// How it ended: signal or exit code.
-        message: String,
-    },
 }

@@ -4,6 +4,7 @@
 //! "healthy" from "unknown". Every fact says where it comes from, and that becomes evidence.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod cuda;
 mod fact;
 mod gpu;
 mod host;
@@ -15,11 +16,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+pub use cuda::{CudaFacts, CudaState};
 pub use fact::{Fact, Unread};
 pub use gpu::{
-    ComputeMode, CudaFacts, CudaState, DriverFacts, EccMode, Fabric, GpuFacts, GpuHandle,
-    GpuProcess, KernelModule, MigMode, NvLink, NvmlFacts, NvmlState, PciGpu, PcieLink,
-    RemappedRows, RetiredPages,
+    ComputeMode, DriverFacts, EccMode, Fabric, GpuFacts, GpuHandle, GpuProcess, KernelModule,
+    MigMode, NvLink, NvmlFacts, NvmlState, PciGpu, PcieLink, Peer, RemappedRows, RetiredPages,
 };
 pub use host::{
     CgroupFacts, ContainerFacts, DeviceNode, EnvFacts, IdentityFacts, KernelFacts, LimitFacts,

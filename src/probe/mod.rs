@@ -4,13 +4,16 @@
 //! Everything that is text or a file is read below [`Options::root`], so tests read folders. The
 //! driver and calls of the kernel are asked only when the root is `/`.
 
+mod calls;
+pub mod cuda;
 mod elf;
+mod gpu;
 mod host;
 mod kmsg;
 mod libraries;
 mod native;
 mod network;
-mod nvml;
+pub mod nvml;
 mod pci;
 mod storage;
 mod text;
@@ -21,6 +24,8 @@ use std::{
     thread,
     time::Duration,
 };
+
+pub use calls::Progress;
 
 use crate::facts::{
     ContainerFacts, CudaFacts, EnvFacts, IdentityFacts, NodeFacts, NodeName, NvmlFacts, Place,
@@ -102,25 +107,29 @@ pub fn name(facts: &NodeFacts) -> NodeName {
 /// which the end of the process takes with it.
 fn ask_driver(live: bool) -> (NvmlFacts, CudaFacts) {
     if !live {
-        return (nvml::unread(OTHER_ROOT), native::cuda_unread(OTHER_ROOT));
+        return (nvml::unread(OTHER_ROOT), cuda::unread(OTHER_ROOT));
     }
-    let nvml_answer = in_thread(nvml::read);
-    let cuda_answer = in_thread(native::cuda);
+    let (nvml_progress, cuda_progress) = (Progress::default(), Progress::default());
+    let nvml_answer =
+        in_thread(&nvml_progress, |progress| nvml::read(nvml::LIBRARY.as_ref(), progress));
+    let cuda_answer =
+        in_thread(&cuda_progress, |progress| cuda::read(cuda::LIBRARY.as_ref(), progress));
     (
         nvml_answer
             .recv_timeout(DRIVER_TIMEOUT)
-            .unwrap_or_else(|error| nvml::silent(error, DRIVER_TIMEOUT)),
+            .unwrap_or_else(|error| nvml::silent(error, DRIVER_TIMEOUT, &nvml_progress)),
         cuda_answer
             .recv_timeout(DRIVER_TIMEOUT)
-            .unwrap_or_else(|error| native::cuda_silent(error, DRIVER_TIMEOUT)),
+            .unwrap_or_else(|error| cuda::silent(error, DRIVER_TIMEOUT, &cuda_progress)),
     )
 }
 
-fn in_thread<T: Send + 'static>(ask: fn() -> T) -> mpsc::Receiver<T> {
+fn in_thread<T: Send + 'static>(progress: &Progress, ask: fn(&Progress) -> T) -> mpsc::Receiver<T> {
     let (sender, receiver) = mpsc::channel();
+    let progress = progress.clone();
     thread::spawn(move || {
         // Nobody listens any more after the timeout.
-        let _sent = sender.send(ask());
+        let _sent = sender.send(ask(&progress));
     });
     receiver
 }

@@ -2,112 +2,83 @@
 //! doctor.
 #![expect(unsafe_code, reason = "the driver is a C library, loaded at run time")]
 
-use std::{ffi::c_int, sync::mpsc::RecvTimeoutError, time::Duration};
+use std::{
+    error::Error,
+    ffi::{CStr, OsStr, c_char, c_int, c_uint},
+    mem::ManuallyDrop,
+    ptr,
+};
 
 use libloading::{Library, Symbol};
 use nvml_wrapper::{
     Device,
     error::{NvmlError, nvml_sym, nvml_try},
 };
-use nvml_wrapper_sys::bindings::{nvmlGpuFabricInfo_v2_t, nvmlGpuFabricInfoV_t};
+use nvml_wrapper_sys::bindings::{nvmlGpuFabricInfo_v2_t, nvmlGpuFabricInfoV_t, nvmlMemory_t};
 
-use crate::facts::{CudaFacts, CudaState, Fabric, Fact, RemappedRows};
+use crate::facts::{Fabric, RemappedRows};
 
-const LIBRARY: &str = "libcuda.so.1";
+/// The CUDA driver library. It is never unloaded: it starts threads of its own.
+pub(super) struct Cuda(ManuallyDrop<Library>);
 
-/// CUDA that was not asked.
-pub(super) fn cuda_unread(why: &str) -> CudaFacts {
-    CudaFacts::without_devices(Fact::unread(why, LIBRARY), why)
-}
+impl Cuda {
+    /// Loads it; the error is what the loader said.
+    pub(super) fn load(name: &OsStr) -> Result<Cuda, String> {
+        // SAFETY: loading runs the initialisers of the driver's own library, which are made for it.
+        let library = unsafe { Library::new(name) };
+        library.map(|library| Cuda(ManuallyDrop::new(library))).map_err(|error| cause(&error))
+    }
 
-/// CUDA that gave no answer.
-pub(super) fn cuda_silent(error: RecvTimeoutError, waited: Duration) -> CudaFacts {
-    let after_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
-    let state = match error {
-        RecvTimeoutError::Timeout => CudaState::Hung { call: "cuInit".to_owned(), after_ms },
-        RecvTimeoutError::Disconnected => {
-            CudaState::Crashed { message: "the thread that asked CUDA panicked".to_owned() }
+    /// `cuInit`, or why it cannot be called.
+    pub(super) fn init(&self) -> Result<u32, String> {
+        // SAFETY: `CUresult cuInit(unsigned int)` of cuda.h; the flags must be 0.
+        unsafe {
+            let init: Symbol<'_, unsafe extern "C" fn(c_uint) -> c_uint> =
+                self.0.get(b"cuInit\0").map_err(|error| cause(&error))?;
+            Ok(init(0))
         }
-    };
-    CudaFacts::without_devices(Fact::known(state, "cuInit"), "CUDA gave no answer")
-}
+    }
 
-/// Loads the CUDA driver library, initialises it and counts devices.
-pub(super) fn cuda() -> CudaFacts {
-    // SAFETY: loading runs the initialisers of the driver's own library, which are made for it.
-    let library = match unsafe { Library::new(LIBRARY) } {
-        Ok(library) => library,
-        Err(error) => {
-            let state = CudaState::LibraryMissing { message: error.to_string() };
-            return CudaFacts::without_devices(
-                Fact::known(state, "dlopen libcuda.so.1"),
-                "libcuda.so.1 cannot be loaded",
-            );
+    /// Code and number that `cuDriverGetVersion` or `cuDeviceGetCount` gives, or why it cannot be
+    /// called.
+    pub(super) fn number(&self, name: &'static str) -> Result<(u32, c_int), String> {
+        let mut value: c_int = 0;
+        // SAFETY: both functions have the signature `CUresult f(int *)`, and the pointer is to a
+        // live local.
+        let code = unsafe {
+            let call: Symbol<'_, unsafe extern "C" fn(*mut c_int) -> c_uint> =
+                self.0.get(name.as_bytes()).map_err(|error| cause(&error))?;
+            call(&raw mut value)
+        };
+        Ok((code, value))
+    }
+
+    /// The library's own text for a code, if it has one.
+    pub(super) fn error_text(&self, code: u32) -> Option<String> {
+        let mut text: *const c_char = ptr::null();
+        // SAFETY: `CUresult cuGetErrorString(CUresult, const char **)` of cuda.h; the pointer is to
+        // a live local, and a text that it gives is a C string that lives as long as the library.
+        unsafe {
+            let call: Symbol<'_, unsafe extern "C" fn(c_uint, *mut *const c_char) -> c_uint> =
+                self.0.get(b"cuGetErrorString\0").ok()?;
+            let known = call(code, &raw mut text) == 0 && !text.is_null();
+            known.then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
         }
-    };
-    // SAFETY: `CUresult cuInit(unsigned int)` of the CUDA driver API; flags must be 0.
-    let code = unsafe {
-        let init: Result<Symbol<'_, unsafe extern "C" fn(u32) -> c_int>, _> =
-            library.get(b"cuInit\0");
-        init.map(|init| init(0))
-    };
-    let state = match code {
-        Ok(0) => CudaState::Ready,
-        Ok(code) => CudaState::Failed {
-            code: u32::try_from(code).unwrap_or(u32::MAX),
-            message: meaning(code).to_owned(),
-        },
-        Err(error) => {
-            let message = error.to_string();
-            return CudaFacts::without_devices(
-                Fact::unread(message, "cuInit"),
-                "cuInit is missing",
-            );
-        }
-    };
-    let ready = state == CudaState::Ready;
-    let state = Fact::known(state, "cuInit");
-    if !ready {
-        return CudaFacts::without_devices(state, "cuInit failed");
-    }
-    CudaFacts {
-        state,
-        driver_version: number(&library, "cuDriverGetVersion"),
-        device_count: number(&library, "cuDeviceGetCount"),
     }
 }
 
-/// The number that `CUresult name(int *)` gives.
-fn number(library: &Library, name: &str) -> Fact<u32> {
-    let mut value: c_int = 0;
-    // SAFETY: both functions that are asked for have the signature `CUresult f(int *)`, and the
-    // pointer is to a live local.
-    let code = unsafe {
-        let call: Result<Symbol<'_, unsafe extern "C" fn(*mut c_int) -> c_int>, _> =
-            library.get(name.as_bytes());
-        call.map(|call| call(&raw mut value))
-    };
-    match (code, u32::try_from(value)) {
-        (Ok(0), Ok(value)) => Fact::known(value, name),
-        (Ok(code), _) => Fact::unread(format!("CUDA error {code} ({})", meaning(code)), name),
-        (Err(error), _) => Fact::unread(error.to_string(), name),
-    }
+/// What the loader said: it stands behind the error of the binding.
+fn cause(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-/// Names of the codes that `cuInit` gives (cuda.h).
-fn meaning(code: c_int) -> &'static str {
-    match code {
-        3 => "not initialised",
-        34 => "stub library",
-        100 => "no device",
-        101 => "invalid device",
-        304 => "operating system",
-        802 => "system not ready: fabric manager",
-        803 => "driver and library do not match",
-        804 => "forward compatibility is not supported on this GPU",
-        999 => "unknown",
-        _ => "see CUresult in cuda.h",
-    }
+/// `nvmlDeviceGetMemoryInfo`, which drivers before 510 have instead of version 2.
+pub(super) fn memory(device: &Device<'_>) -> Result<nvmlMemory_t, NvmlError> {
+    let call = nvml_sym(device.nvml().lib().nvmlDeviceGetMemoryInfo.as_ref())?;
+    let mut info = nvmlMemory_t { total: 0, free: 0, used: 0 };
+    // SAFETY: the handle is of a live `Nvml`, and the pointer is to a live local.
+    nvml_try(unsafe { call(device.handle(), &raw mut info) })?;
+    Ok(info)
 }
 
 /// `nvmlDeviceGetRemappedRows`.

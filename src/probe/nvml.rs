@@ -1,37 +1,24 @@
-//! Everything that NVML says. A call that a driver does not know is unread; one that a GPU does
-//! not support is absent.
+//! What NVML says about the driver and its GPUs. A call that a driver does not know is unread;
+//! one that a GPU does not support is absent.
 
-use std::{
-    ffi::OsStr,
-    sync::mpsc::RecvTimeoutError,
-    thread,
-    time::{Duration, Instant},
+use std::{ffi::OsStr, sync::mpsc::RecvTimeoutError, thread, time::Duration};
+
+use nvml_wrapper::{Device, Nvml, enum_wrappers::device::P2pCapabilitiesIndex, error::NvmlError};
+
+use super::{
+    Progress,
+    calls::{Calls, Failure, unread as unread_fact},
+    gpu,
 };
+use crate::facts::{Fact, GpuFacts, GpuHandle, NvmlFacts, NvmlState, Peer};
 
-use nvml_wrapper::{
-    Device, Nvml,
-    enum_wrappers::device::{
-        ComputeMode as NvmlComputeMode, EccCounter, MemoryError, RetirementCause,
-        TemperatureSensor, TemperatureThreshold,
-    },
-    enums::device::{SampleValue, UsedGpuMemory},
-    error::NvmlError,
-    structs::device::FieldId,
-};
-
-use super::native;
-use crate::facts::{
-    ComputeMode, EccMode, Fact, GpuFacts, GpuHandle, GpuProcess, MigMode, NvLink, NvmlFacts,
-    NvmlState, PcieLink, RetiredPages,
-};
-
-const LIBRARY: &str = "libnvidia-ml.so.1";
-/// `NVML_FI_DEV_GET_GPU_RECOVERY_ACTION` (nvml.h of driver 570).
-const RECOVERY_ACTION: u32 = 230;
-/// `NVML_NVLINK_MAX_LINKS`.
-const MAX_LINKS: u32 = 18;
+/// Name by which the loader finds NVML.
+pub const LIBRARY: &str = "libnvidia-ml.so.1";
+/// `NVML_ERROR_FUNCTION_NOT_FOUND`.
+const FUNCTION_NOT_FOUND: u32 = 13;
 /// Time between two samples of the clock event reasons.
 const SAMPLE: Duration = Duration::from_millis(20);
+const REASONS: &str = "nvmlDeviceGetCurrentClocksThrottleReasons";
 
 /// NVML that was not asked.
 pub(super) fn unread(why: &str) -> NvmlFacts {
@@ -39,309 +26,246 @@ pub(super) fn unread(why: &str) -> NvmlFacts {
 }
 
 /// NVML that gave no answer.
-pub(super) fn silent(error: RecvTimeoutError, waited: Duration) -> NvmlFacts {
+pub(super) fn silent(error: RecvTimeoutError, waited: Duration, progress: &Progress) -> NvmlFacts {
     let after_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
     let state = match error {
-        RecvTimeoutError::Timeout => NvmlState::Hung { call: "NVML".to_owned(), after_ms },
-        RecvTimeoutError::Disconnected => {
-            NvmlState::Crashed { message: "the thread that asked NVML panicked".to_owned() }
-        }
+        RecvTimeoutError::Timeout => NvmlState::Hung { call: progress.call(), after_ms },
+        RecvTimeoutError::Disconnected => NvmlState::Crashed {
+            message: format!("the thread that asked NVML panicked in {}", progress.call()),
+        },
     };
     NvmlFacts::without_gpus(Fact::known(state, LIBRARY), "NVML gave no answer")
 }
 
-/// Asks NVML for everything.
-pub(super) fn read() -> NvmlFacts {
-    let begin = Instant::now();
-    let nvml = match Nvml::builder().lib_path(OsStr::new(LIBRARY)).init() {
+/// Asks NVML for everything. `library` is [`LIBRARY`], or the path of a certain file.
+///
+/// May take long if the driver is ill, and never comes back if it hangs: `progress` tells
+/// another thread which call that is.
+pub fn read(library: &OsStr, progress: &Progress) -> NvmlFacts {
+    let mut calls = Calls::new(progress);
+    let opened = calls.make("nvmlInit_v2", || Nvml::builder().lib_path(library).init());
+    let nvml = match opened {
         Ok(nvml) => nvml,
         Err(error) => {
-            let state = Fact::known(init_state(&error), "nvmlInit_v2");
+            let state = Fact::known(init_state(error), "nvmlInit_v2");
             return NvmlFacts::without_gpus(state, "NVML is not available");
         }
     };
-    let mut slowest = ("nvmlInit_v2".to_owned(), millis(begin));
-    let gpus = match nvml.device_count() {
-        Ok(count) => Fact::known(gpus(&nvml, count, &mut slowest), "nvmlDeviceGetCount_v2"),
-        Err(error) => Fact::unread(error.to_string(), "nvmlDeviceGetCount_v2"),
-    };
+    let driver_version = calls.fact("nvmlSystemGetDriverVersion", || nvml.sys_driver_version());
+    let nvml_version = calls.fact("nvmlSystemGetNVMLVersion", || nvml.sys_nvml_version());
+    let cuda_version = calls.fact("nvmlSystemGetCudaDriverVersion_v2", || {
+        u32::try_from(nvml.sys_cuda_driver_version()?).map_err(|_negative| NvmlError::Unknown)
+    });
+    let major = driver_version.value().and_then(|version| version.split('.').next()?.parse().ok());
+    let count = calls.fact("nvmlDeviceGetCount_v2", || nvml.device_count());
+    let gpus = count.map(|count| gpus(&nvml, count, major, &mut calls));
     NvmlFacts {
         state: Fact::known(NvmlState::Ready, "nvmlInit_v2"),
-        driver_version: Fact::from_result(nvml.sys_driver_version(), "nvmlSystemGetDriverVersion"),
-        cuda_version: Fact::from_result(
-            nvml.sys_cuda_driver_version().map(|version| u32::try_from(version).unwrap_or(0)),
-            "nvmlSystemGetCudaDriverVersion_v2",
-        ),
+        driver_version,
+        nvml_version,
+        cuda_version,
         gpus,
-        slowest_call: Fact::known(slowest, "clock around NVML calls"),
+        slowest_call: Fact::known(calls.slowest(), "clock around NVML calls"),
     }
 }
 
-fn millis(begin: Instant) -> u64 {
-    u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX)
-}
-
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "the binding may name more errors than the doctor tells apart"
-)]
-fn init_state(error: &NvmlError) -> NvmlState {
-    let failed = |code| NvmlState::Failed { code, message: error.to_string() };
-    // The codes of nvml.h; the binding tells the name only.
-    match error {
-        NvmlError::LibloadingError(cause) => {
-            NvmlState::LibraryMissing { message: cause.to_string() }
-        }
-        NvmlError::NoPermission => failed(4),
-        NvmlError::DriverNotLoaded => failed(9),
-        NvmlError::LibraryNotFound => failed(12),
-        NvmlError::GpuLost => failed(15),
-        NvmlError::OperatingSystem => failed(17),
-        NvmlError::LibRmVersionMismatch => failed(18),
-        NvmlError::InsufficientMemory => failed(20),
-        _ => failed(999),
+fn init_state(error: NvmlError) -> NvmlState {
+    if let NvmlError::LibloadingError(cause) = &error {
+        return NvmlState::LibraryMissing { message: cause.to_string() };
     }
+    let Failure { code, text } = Failure::of(error);
+    // Without a code the library has no function to initialise it.
+    let code = code.unwrap_or(FUNCTION_NOT_FOUND);
+    NvmlState::Failed { code, message: with_smi_text(code, &text) }
 }
 
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "the binding may name more errors than the doctor tells apart"
-)]
-fn gpus(nvml: &Nvml, count: u32, slowest: &mut (String, u64)) -> Vec<GpuFacts> {
-    let mut devices = Vec::new();
+/// The binding's text, and the one that `nvidia-smi` prints: the one that people search for.
+fn with_smi_text(code: u32, text: &str) -> String {
+    let smi = match code {
+        4 => "Failed to initialize NVML: Insufficient Permissions",
+        9 => "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver",
+        12 => "NVIDIA-SMI couldn't find libnvidia-ml.so library in your system",
+        17 => "Failed to initialize NVML: GPU access blocked by the operating system",
+        18 => "Failed to initialize NVML: Driver/library version mismatch",
+        999 => "Failed to initialize NVML: Unknown Error",
+        _ => return text.to_owned(),
+    };
+    format!("{text}; nvidia-smi: \"{smi}\"")
+}
+
+fn gpus(nvml: &Nvml, count: u32, major: Option<u32>, calls: &mut Calls<'_>) -> Vec<GpuFacts> {
+    let mut ready: Vec<(u32, Device<'_>)> = Vec::new();
     let mut gpus = Vec::new();
     for index in 0..count {
-        let begin = Instant::now();
-        match nvml.device_by_index(index) {
+        calls.about(Some(index));
+        match calls.make("nvmlDeviceGetHandleByIndex_v2", || nvml.device_by_index(index)) {
             Ok(device) => {
-                gpus.push(gpu(index, &device));
-                devices.push(device);
+                gpus.push(gpu::read(index, &device, major, calls));
+                ready.push((index, device));
             }
-            Err(error) => {
-                let handle = match error {
-                    NvmlError::GpuLost => GpuHandle::Lost,
-                    _ => GpuHandle::Failed { code: None, message: error.to_string() },
-                };
-                gpus.push(GpuFacts::unread(index, handle, "NVML gives no handle for this GPU"));
-            }
-        }
-        let took = millis(begin);
-        if slowest.1 < took {
-            *slowest = (format!("all queries of GPU {index}"), took);
+            Err(error) => gpus.push(without_handle(index, error)),
         }
     }
-    let first = reasons(&devices);
-    thread::sleep(SAMPLE);
-    let second = reasons(&devices);
-    let ready = gpus.iter_mut().filter(|gpu| gpu.handle == GpuHandle::Ready);
-    for ((gpu, first), second) in ready.zip(first).zip(second) {
-        let both = first.and_then(|first| Ok(vec![first, second?]));
-        gpu.clock_event_reasons =
-            Fact::from_result(both, "nvmlDeviceGetCurrentClocksThrottleReasons");
+    for (index, device) in &ready {
+        calls.about(Some(*index));
+        let facts = gpus.iter_mut().find(|gpu| gpu.index == *index);
+        if let Some(facts) = facts {
+            facts.peers = peers(nvml, device, *index, &ready, calls);
+        }
     }
+    sample_reasons(&mut gpus, &ready, calls);
+    calls.about(None);
     gpus
 }
 
-fn reasons(devices: &[Device<'_>]) -> Vec<Result<u64, NvmlError>> {
-    let bits = |device: &Device<'_>| Ok(device.current_throttle_reasons()?.bits());
-    devices.iter().map(bits).collect()
+fn without_handle(index: u32, error: NvmlError) -> GpuFacts {
+    let is_lost = matches!(error, NvmlError::GpuLost);
+    let failure = Failure::of(error);
+    let why = format!("NVML gives no handle for this GPU: {failure}");
+    let failed = GpuHandle::Failed { code: failure.code, message: failure.text };
+    GpuFacts::unread(index, if is_lost { GpuHandle::Lost } else { failed }, &why)
 }
 
-/// A feature that a GPU may not have.
-fn optional<T>(result: Result<T, NvmlError>, from: &str) -> Fact<Option<T>> {
-    match result {
-        Ok(value) => Fact::known(Some(value), from),
-        Err(NvmlError::NotSupported) => Fact::known(None, from),
-        Err(error) => Fact::unread(error.to_string(), from),
+/// How a GPU reaches the others that answer.
+fn peers(
+    nvml: &Nvml,
+    device: &Device<'_>,
+    index: u32,
+    all: &[(u32, Device<'_>)],
+    calls: &mut Calls<'_>,
+) -> Fact<Vec<Peer>> {
+    let others = all.iter().filter(|(other, _)| *other != index);
+    let peers: Result<Vec<Peer>, NvmlError> = others
+        .map(|(other, peer)| {
+            let status = calls.make("nvmlDeviceGetP2PStatus", || {
+                device.p2p_status(peer, P2pCapabilitiesIndex::Read)
+            })?;
+            let level = calls.make("nvmlDeviceGetTopologyCommonAncestor", || {
+                device.topology_common_ancestor(nvml.device_by_index(*other)?)
+            })?;
+            Ok(Peer { index: *other, p2p_read: status.as_c(), path: level.as_c() })
+        })
+        .collect();
+    match peers {
+        Ok(peers) => Fact::known(peers, "nvmlDeviceGetP2PStatus"),
+        Err(error) => unread_fact(error, "nvmlDeviceGetP2PStatus"),
     }
 }
 
-fn gpu(index: u32, device: &Device<'_>) -> GpuFacts {
-    let memory = device.memory_info();
-    let memory_part =
-        |part: fn(&nvml_wrapper::struct_wrappers::device::MemoryInfo) -> u64| match &memory {
-            Ok(info) => Fact::known(part(info), "nvmlDeviceGetMemoryInfo_v2"),
-            Err(error) => Fact::unread(error.to_string(), "nvmlDeviceGetMemoryInfo_v2"),
+/// Two samples: a reason that shows in one of them only is not a state.
+fn sample_reasons(gpus: &mut [GpuFacts], ready: &[(u32, Device<'_>)], calls: &mut Calls<'_>) {
+    if ready.is_empty() {
+        return;
+    }
+    let mut sample = || -> Vec<Fact<u64>> {
+        let bits = |(index, device): &(u32, Device<'_>)| {
+            calls.about(Some(*index));
+            calls.fact(REASONS, || Ok(device.current_throttle_reasons()?.bits()))
         };
-    let known = GpuFacts::unread(index, GpuHandle::Ready, "not asked");
-    GpuFacts {
-        name: Fact::from_result(device.name(), "nvmlDeviceGetName"),
-        uuid: Fact::from_result(device.uuid(), "nvmlDeviceGetUUID"),
-        pci_address: Fact::from_result(
-            device.pci_info().map(|pci| sysfs_address(&pci.bus_id)),
-            "nvmlDeviceGetPciInfo_v3",
-        ),
-        minor_number: Fact::from_result(device.minor_number(), "nvmlDeviceGetMinorNumber"),
-        compute_capability: Fact::from_result(
-            device
-                .cuda_compute_capability()
-                .map(|c| u32::try_from(c.major * 10 + c.minor).unwrap_or(0)),
-            "nvmlDeviceGetCudaComputeCapability",
-        ),
-        memory_total_bytes: memory_part(|info| info.total),
-        memory_reserved_bytes: memory_part(|info| info.reserved).map(Some),
-        memory_used_bytes: memory_part(|info| info.used),
-        processes: processes(device),
-        utilization_percent: optional(
-            device.utilization_rates().map(|rates| rates.gpu),
-            "nvmlDeviceGetUtilizationRates",
-        ),
-        compute_mode: Fact::from_result(
-            device.compute_mode().map(mode),
-            "nvmlDeviceGetComputeMode",
-        ),
-        persistence: Fact::from_result(
-            device.is_in_persistent_mode(),
-            "nvmlDeviceGetPersistenceMode",
-        ),
-        vbios: optional(device.vbios_version(), "nvmlDeviceGetVbiosVersion"),
-        temperature_c: Fact::from_result(
-            device.temperature(TemperatureSensor::Gpu),
-            "nvmlDeviceGetTemperature",
-        ),
-        slowdown_temperature_c: optional(
-            device.temperature_threshold(TemperatureThreshold::Slowdown),
-            "nvmlDeviceGetTemperatureThreshold",
-        ),
-        power_limit_mw: optional(
-            device.enforced_power_limit().map(u64::from),
-            "nvmlDeviceGetEnforcedPowerLimit",
-        ),
-        power_limit_default_mw: optional(
-            device.power_management_limit_default().map(u64::from),
-            "nvmlDeviceGetPowerManagementDefaultLimit",
-        ),
-        ..with_health(known, device)
-    }
-}
-
-/// Modes, memory errors and links.
-fn with_health(known: GpuFacts, device: &Device<'_>) -> GpuFacts {
-    let width = device
-        .current_pcie_link_width()
-        .and_then(|current| Ok(PcieLink { current, max: device.max_pcie_link_width()? }));
-    GpuFacts {
-        mig: optional(
-            device
-                .mig_mode()
-                .map(|mode| MigMode { current: mode.current != 0, pending: mode.pending != 0 }),
-            "nvmlDeviceGetMigMode",
-        ),
-        ecc: optional(
-            device.is_ecc_enabled().map(|state| EccMode {
-                current: state.currently_enabled,
-                pending: state.pending_enabled,
-            }),
-            "nvmlDeviceGetEccMode",
-        ),
-        ecc_uncorrected_volatile: optional(
-            device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile),
-            "nvmlDeviceGetTotalEccErrors",
-        ),
-        remapped_rows: optional(native::remapped_rows(device), "nvmlDeviceGetRemappedRows"),
-        retired_pages: optional(retired_pages(device), "nvmlDeviceGetRetiredPages_v2"),
-        pcie_width: optional(width, "nvmlDeviceGetCurrPcieLinkWidth"),
-        nvlinks: links(device),
-        fabric: optional(native::fabric(device), "nvmlDeviceGetGpuFabricInfoV")
-            .map(Option::flatten),
-        recovery_action: recovery_action(device),
-        ..known
-    }
-}
-
-/// NVML writes `00000000:3B:00.0`, sysfs `0000:3b:00.0`.
-fn sysfs_address(bus_id: &str) -> String {
-    let lower = bus_id.to_lowercase();
-    match lower.split_once(':') {
-        Some((domain, rest)) if domain.len() == 8 => format!("{}:{rest}", &domain[4..]),
-        Some(_) | None => lower,
-    }
-}
-
-fn mode(mode: NvmlComputeMode) -> ComputeMode {
-    match mode {
-        NvmlComputeMode::Default => ComputeMode::Default,
-        NvmlComputeMode::ExclusiveThread => ComputeMode::ExclusiveThread,
-        NvmlComputeMode::Prohibited => ComputeMode::Prohibited,
-        NvmlComputeMode::ExclusiveProcess => ComputeMode::ExclusiveProcess,
-    }
-}
-
-fn processes(device: &Device<'_>) -> Fact<Vec<GpuProcess>> {
-    let list = device.running_compute_processes().map(|processes| {
-        let used = |used| match used {
-            UsedGpuMemory::Used(bytes) => Some(bytes),
-            UsedGpuMemory::Unavailable => None,
-        };
-        processes
-            .into_iter()
-            .map(|process| GpuProcess {
-                pid: process.pid,
-                used_bytes: used(process.used_gpu_memory),
-            })
-            .collect()
-    });
-    Fact::from_result(list, "nvmlDeviceGetComputeRunningProcesses_v3")
-}
-
-fn retired_pages(device: &Device<'_>) -> Result<RetiredPages, NvmlError> {
-    let count = |cause| -> Result<u32, NvmlError> {
-        Ok(u32::try_from(device.retired_pages(cause)?.len()).unwrap_or(u32::MAX))
+        ready.iter().map(bits).collect()
     };
-    Ok(RetiredPages {
-        single_bit: count(RetirementCause::MultipleSingleBitEccErrors)?,
-        double_bit: count(RetirementCause::DoubleBitEccError)?,
-        pending: device.are_pages_pending_retired()?,
-    })
-}
-
-/// Links until the first that the GPU does not have.
-fn links(device: &Device<'_>) -> Fact<Vec<NvLink>> {
-    const FROM: &str = "nvmlDeviceGetNvLinkState";
-    let mut links = Vec::new();
-    for link in 0..MAX_LINKS {
-        match device.link_wrapper_for(link).is_active() {
-            Ok(active) => links.push(NvLink { link, active }),
-            Err(NvmlError::NotSupported | NvmlError::InvalidArg) => break,
-            Err(error) => return Fact::unread(format!("link {link}: {error}"), FROM),
-        }
-    }
-    Fact::known(links, FROM)
-}
-
-fn recovery_action(device: &Device<'_>) -> Fact<Option<u32>> {
-    const FROM: &str = "nvmlDeviceGetFieldValues 230";
-    let sample = device
-        .field_values_for(&[FieldId(RECOVERY_ACTION)])
-        .and_then(|values| values.into_iter().next().ok_or(NvmlError::NoData)?)
-        .and_then(|sample| sample.value);
-    match sample {
-        Ok(SampleValue::U32(action)) => Fact::known(Some(action), FROM),
-        Ok(SampleValue::U64(action)) => Fact::known(u32::try_from(action).ok(), FROM),
-        Ok(SampleValue::F64(_) | SampleValue::I64(_)) => {
-            Fact::unread("the driver gives a number of another type", FROM)
-        }
-        // A driver before 565 does not know the field.
-        Err(NvmlError::NotSupported | NvmlError::InvalidArg) => Fact::known(None, FROM),
-        Err(error) => Fact::unread(error.to_string(), FROM),
+    let first = sample();
+    thread::sleep(SAMPLE);
+    let second = sample();
+    let handled = gpus.iter_mut().filter(|gpu| gpu.handle == GpuHandle::Ready);
+    for ((gpu, first), second) in handled.zip(first).zip(second) {
+        gpu.clock_event_reasons = match (first, second) {
+            (Fact::Known { value: first, from }, Fact::Known { value: second, .. }) => {
+                Fact::known(vec![first, second], from)
+            }
+            (Fact::Unread { why, from }, _) | (_, Fact::Unread { why, from }) => {
+                Fact::Unread { why, from }
+            }
+        };
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use simgpu::Host;
+
     use super::*;
 
-    #[test]
-    fn addresses_are_those_of_sysfs() {
-        assert_eq!(sysfs_address("00000000:3B:00.0"), "0000:3b:00.0");
-        assert_eq!(sysfs_address("0000:3b:00.0"), "0000:3b:00.0");
+    fn facts(scenario: &str) -> NvmlFacts {
+        let host = Host::named(scenario);
+        read(host.nvml().as_os_str(), &Progress::default())
     }
 
     #[test]
-    fn a_missing_driver_is_never_healthy() {
-        let facts = read();
-        if facts.state.value() != Some(&NvmlState::Ready) {
-            assert!(facts.gpus.get().is_err());
+    fn a_file_that_is_not_there_is_a_missing_library() {
+        let facts = read("/nowhere/libnvidia-ml.so.1".as_ref(), &Progress::default());
+        let Fact::Known { value: NvmlState::LibraryMissing { message }, .. } = &facts.state else {
+            panic!("{:?}", facts.state);
+        };
+        assert!(message.contains("/nowhere/libnvidia-ml.so.1"), "{message}");
+        assert!(facts.gpus.get().is_err());
+    }
+
+    #[test]
+    fn an_error_of_the_initialisation_keeps_its_code_and_both_texts() {
+        for (scenario, code, texts) in [
+            ("init-driver-not-loaded", 9, ["driver is not loaded", "couldn't communicate with"]),
+            ("init-library-not-found", 12, ["shared library", "couldn't find libnvidia-ml.so"]),
+            ("init-version-mismatch", 18, ["version mismatch", "Driver/library version mismatch"]),
+            ("init-no-permission", 4, ["permission", "Insufficient Permissions"]),
+            ("init-not-ready", 27, ["not ready", "not ready"]),
+        ] {
+            let facts = facts(scenario);
+            let Fact::Known { value: NvmlState::Failed { code: found, message }, .. } =
+                &facts.state
+            else {
+                panic!("{scenario}: {:?}", facts.state);
+            };
+            assert_eq!(*found, code, "{scenario}");
+            for text in texts {
+                assert!(message.contains(text), "{scenario}: {message}");
+            }
+            assert!(facts.gpus.get().is_err() && facts.driver_version.get().is_err());
         }
+    }
+
+    #[test]
+    fn a_lost_gpu_is_lost_and_the_others_are_read() {
+        let facts = facts("lost-gpu");
+        let gpus = facts.gpus.get().unwrap();
+        assert_eq!(gpus.len(), 8);
+        assert_eq!(gpus[1].handle, GpuHandle::Lost);
+        assert!(gpus[1].memory_total_bytes.get().is_err());
+        for gpu in gpus.iter().filter(|gpu| gpu.index != 1) {
+            assert_eq!(gpu.handle, GpuHandle::Ready);
+            assert_eq!(gpu.peers.get().unwrap().len(), 6);
+            assert_eq!(gpu.clock_event_reasons.get().unwrap(), &[1, 1]);
+        }
+    }
+
+    #[test]
+    fn a_driver_whose_calls_all_fail_gives_no_value() {
+        let facts = facts("every-call-fails");
+        let gpus = facts.gpus.get().unwrap();
+        assert_eq!(gpus.len(), 2);
+        for gpu in gpus {
+            let GpuHandle::Failed { code, .. } = &gpu.handle else { panic!("{:?}", gpu.handle) };
+            assert_eq!(*code, Some(999));
+            assert!(gpu.uuid.get().is_err() && gpu.ecc.get().is_err());
+        }
+    }
+
+    #[test]
+    fn the_call_that_hangs_is_known_to_another_thread() {
+        let host = Host::named("hung-call");
+        let progress = Progress::default();
+        let watched = progress.clone();
+        let path = host.nvml();
+        let asked = thread::spawn(move || read(path.as_os_str(), &progress));
+        let hangs = "nvmlDeviceGetTemperature of GPU 1";
+        let begin = std::time::Instant::now();
+        while watched.call() != hangs && begin.elapsed() < Duration::from_secs(20) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(watched.call(), hangs);
+        assert!(!asked.is_finished());
+        let facts = silent(RecvTimeoutError::Timeout, Duration::from_secs(5), &watched);
+        let hung = NvmlState::Hung { call: hangs.to_owned(), after_ms: 5000 };
+        assert_eq!(facts.state.value(), Some(&hung));
     }
 }

@@ -41,8 +41,8 @@ impl Host {
                     from.display()
                 )
             });
-            for symbol in &parsed.missing_symbols {
-                remove_symbol(&mut library, symbol);
+            if !parsed.missing_symbols.is_empty() {
+                remove_symbols(&mut library, &parsed.missing_symbols);
             }
             fs::write(host.path().join(to), library).expect("the library can be copied");
         }
@@ -116,16 +116,14 @@ fn built() -> PathBuf {
     test.parent().expect("a file is in a folder").to_path_buf()
 }
 
-/// Renames a symbol in the string table, so that the loader no longer finds it.
-fn remove_symbol(library: &mut [u8], symbol: &str) {
-    let pattern = format!("\0{symbol}\0");
-    let places: Vec<usize> = library
-        .windows(pattern.len())
-        .enumerate()
-        .filter(|(_, window)| *window == pattern.as_bytes())
-        .map(|(place, _)| place)
-        .collect();
-    for place in places {
-        library[place + 1] = b'x';
+/// Renames symbols in the string table, so that the loader no longer finds them.
+fn remove_symbols(library: &mut [u8], symbols: &[String]) {
+    let mut begin = 0;
+    while let Some(length) = library[begin..].iter().position(|byte| *byte == 0) {
+        let word = &mut library[begin..begin + length];
+        if symbols.iter().any(|symbol| symbol.as_bytes() == word) {
+            word[0] = b'x';
+        }
+        begin += length + 1;
     }
 }
