@@ -5,6 +5,7 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -15,7 +16,8 @@ use crate::{
     doctor::{self, DataVerdict, Demand, Overall, Report, Severity, Sizes, Stack},
     facts::{FactsFile, NodeFacts, NodeName, Place, Snapshot},
     job::{FineTuneJob, memory},
-    probe, report,
+    probe,
+    report::{self, View},
     wire::ExitStatus,
 };
 
@@ -51,6 +53,9 @@ pub struct DoctorArgs {
     /// Accept that this check cannot be evaluated. May be given several times.
     #[arg(long, value_name = "ID")]
     allow_unknown: Vec<String>,
+    /// Leave out what differs from run to run: the time that the doctor took.
+    #[arg(long)]
+    reproducible: bool,
     /// Names of all nodes that must have reported.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     expect_nodes: Vec<String>,
@@ -90,15 +95,26 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
         Some(DoctorCommand::List) => return list(out),
         None => {}
     }
+    let begin = Instant::now();
     let allowed = allowed(&args.allow_unknown)?;
     let (demand, folders) = demand(args)?;
     let snapshot = snapshot(args, folders)?;
     let report = doctor::diagnose(&snapshot, &demand);
+    let elapsed_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let elapsed_ms = (!args.reproducible).then_some(elapsed_ms);
+    let view = View { strict: args.strict, elapsed_ms, ..view(&allowed) };
     match args.format {
-        Format::Text => report::text(&report, true, args.strict, &allowed, out)?,
-        Format::Json => writeln!(out, "{}", report::json(&report, args.strict, &allowed))?,
+        Format::Text => report::text(&report, &view, out)?,
+        Format::Json => writeln!(out, "{}", report::json(&report, &view))?,
     }
     Ok(status(&report, args.strict, &allowed))
+}
+
+/// Text as wide as the terminal, within reason; the stream takes colours out that nobody sees.
+fn view(allowed: &BTreeSet<String>) -> View<'_> {
+    let terminal = terminal_size::terminal_size().map(|(width, _height)| usize::from(width.0));
+    let width = terminal.unwrap_or(100).clamp(60, 120);
+    View { strict: false, allowed, elapsed_ms: None, color: true, width }
 }
 
 fn status(report: &Report, strict: bool, allowed: &BTreeSet<String>) -> ExitStatus {
@@ -137,7 +153,7 @@ pub(super) fn gate(
     let nodes = BTreeMap::from([(node, facts)]);
     let snapshot = Snapshot { nodes, expected: BTreeSet::new() };
     let report = doctor::diagnose(&snapshot, &Demand::of(&planned.job, sizes(planned, folder)));
-    report::problems(&report, true, out)?;
+    report::problems(&report, &view(&allowed), out)?;
     writeln!(out, "{}", report::summary(&report))?;
     let hint = match report.overall(false, &allowed) {
         Overall::Ready => {
@@ -181,7 +197,8 @@ fn demand(args: &DoctorArgs) -> Result<(Demand, Vec<(Place, PathBuf)>), CliError
         let folders = vec![(Place::Temporary, std::env::temp_dir())];
         return Ok((Demand { stack, ranks: args.gpus, ..Demand::default() }, folders));
     };
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = path.parent().filter(|path| !path.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
     let planned = plan::make(plan::read_job(path, args.gpus)?, folder)?;
     let demand = Demand { stack, ..Demand::of(&planned.job, sizes(&planned, folder)) };
     Ok((demand, folders(&planned.job, folder)))
@@ -243,7 +260,8 @@ fn snapshot(args: &DoctorArgs, folders: Vec<(Place, PathBuf)>) -> Result<Snapsho
     }
     let beside = std::env::current_exe()?.with_file_name("qvl-train");
     let trainer = args.trainer.clone().or_else(|| beside.exists().then_some(beside));
-    let options = probe::Options { root, trainer, folders, hashes: args.save_facts.is_some() };
+    let hashes = args.save_facts.is_some();
+    let options = probe::Options { root, trainer, folders, hashes };
     let facts = probe::node(&options);
     let node = probe::name(&facts);
     if let Some(path) = &args.save_facts {

@@ -1,4 +1,4 @@
-//! `qvl schema` and `qvl explain`: the job format, described by its own types.
+//! `qvl schema` and `qvl explain`: formats, described by their own types.
 
 use std::io::Write;
 
@@ -6,13 +6,13 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use super::CliError;
-use crate::{job::FineTuneJob, wire::ExitStatus};
+use crate::{job::FineTuneJob, report, wire::ExitStatus};
 
 #[derive(Debug, Args)]
 pub struct SchemaArgs {
     /// What to describe.
     #[arg(value_enum)]
-    of: Kind,
+    of: Format,
 }
 
 #[derive(Debug, Args)]
@@ -25,6 +25,14 @@ pub struct ExplainArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// The job file.
+    Job,
+    /// The report of `qvl doctor --format json`.
+    Report,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum Kind {
     /// The job file.
     Job,
@@ -32,7 +40,8 @@ enum Kind {
 
 pub(super) fn schema(args: &SchemaArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
     let schema = match args.of {
-        Kind::Job => schemars::schema_for!(FineTuneJob),
+        Format::Job => schemars::schema_for!(FineTuneJob),
+        Format::Report => report::schema(),
     };
     writeln!(out, "{}", serde_json::to_string_pretty(&schema).expect("plain data"))?;
     Ok(ExitStatus::Success)

@@ -13,6 +13,8 @@ mod rule;
 mod rules;
 mod table;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 
 pub use demand::{BatchNeed, CheckpointNeed, DataVerdict, Demand, Sizes, Stack};

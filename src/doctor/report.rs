@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::{Evidence, Outcome, Problem, Rule, Severity, Stop};
-use crate::{facts::NodeName, job::Compute};
+use crate::{
+    facts::{NodeName, Unread},
+    job::Compute,
+};
 
 /// The result of all rules, sorted by area, rule and subject.
 #[derive(Debug)]
@@ -36,7 +39,7 @@ pub struct CheckResult {
     /// What is wrong, worst first.
     pub problems: Vec<Problem>,
     /// Facts that were missing, with the reason.
-    pub unknown: Vec<String>,
+    pub unknown: Vec<Unread>,
     /// Why the rule does not apply.
     pub skipped: Option<String>,
     /// What the judgement rests on.
@@ -116,7 +119,7 @@ impl CheckResult {
                     subject,
                     verdict: verdict(worst, !judgement.unknown.is_empty()),
                     problems: judgement.problems,
-                    unknown: judgement.unknown.iter().map(ToString::to_string).collect(),
+                    unknown: judgement.unknown,
                     skipped: None,
                     evidence: judgement.evidence,
                 }
@@ -127,7 +130,7 @@ impl CheckResult {
                 subject,
                 verdict: Verdict::Unknown,
                 problems: Vec::new(),
-                unknown: vec![unread.to_string()],
+                unknown: vec![unread],
                 skipped: None,
                 evidence: Vec::new(),
             },

@@ -13,8 +13,8 @@ use object::{
 };
 use sha2::{Digest, Sha256};
 
-use super::{Options, libraries::Search};
-use crate::facts::{Fact, Library, Needed, PtxModule, TrainerFacts};
+use super::{Options, fatbin, libraries::Search};
+use crate::facts::{Fact, Library, Needed, PtxModule, Sass, TrainerFacts};
 
 const FROM: &str = "ELF file of the trainer";
 /// Types of entries in `.dynamic` (elf.h).
@@ -27,7 +27,7 @@ struct Contents {
     needed: Vec<String>,
     rpath: Vec<String>,
     ptx: Vec<PtxModule>,
-    has_fatbin: bool,
+    sass: Result<Vec<Sass>, String>,
 }
 
 pub(super) fn trainer(options: &Options, search: &Search) -> TrainerFacts {
@@ -54,11 +54,7 @@ pub(super) fn trainer(options: &Options, search: &Search) -> TrainerFacts {
         },
         needed: Fact::known(needed.collect(), "DT_NEEDED of the trainer"),
         ptx: Fact::known(contents.ptx, "PTX in the trainer"),
-        sass: if contents.has_fatbin {
-            Fact::unread("the format of section .nv_fatbin is not read", FROM)
-        } else {
-            Fact::known(Vec::new(), FROM)
-        },
+        sass: Fact::from_result(contents.sass, "section .nv_fatbin of the trainer"),
         nccl: nccl(options, &search),
         library_path: Fact::known(search.folders(), "LD_LIBRARY_PATH, RPATH, /etc/ld.so.conf"),
     }
@@ -99,7 +95,7 @@ fn read(path: &Path) -> Result<Contents, String> {
         needed: entries(&[DT_NEEDED]),
         rpath: rpath.iter().flat_map(|list| list.split(':')).map(str::to_owned).collect(),
         ptx: ptx(section(".rodata")?),
-        has_fatbin: elf.section_by_name(".nv_fatbin").is_some(),
+        sass: fatbin::sass(section(".nv_fatbin")?),
     })
 }
 

@@ -7,6 +7,7 @@
 mod calls;
 pub mod cuda;
 mod elf;
+mod fatbin;
 mod gpu;
 mod host;
 mod kmsg;

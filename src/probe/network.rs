@@ -15,11 +15,11 @@ pub(super) fn network(
             Some(text::default_route(text))
         }),
         rdma_ports: rdma(options),
-        master_port: port(options, variables),
+        master_port: port(variables),
     }
 }
 
-fn port(options: &Options, variables: Option<&BTreeMap<String, String>>) -> Fact<PortState> {
+fn port(variables: Option<&BTreeMap<String, String>>) -> Fact<PortState> {
     let from = "bind MASTER_PORT";
     let Some(text) = variables.and_then(|variables| variables.get("MASTER_PORT")) else {
         return Fact::unread("MASTER_PORT is not set", from);
@@ -27,9 +27,6 @@ fn port(options: &Options, variables: Option<&BTreeMap<String, String>>) -> Fact
     let Ok(port) = text.parse::<u16>() else {
         return Fact::unread(format!("MASTER_PORT={text} is not a port"), from);
     };
-    if !options.is_live() {
-        return Fact::unread(OTHER_ROOT, from);
-    }
     let state = match TcpListener::bind(("0.0.0.0", port)) {
         Ok(_listener) => PortState::Free { port },
         Err(error) => PortState::Taken { port, message: error.to_string() },

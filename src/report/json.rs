@@ -1,36 +1,74 @@
 //! The report for a program. These structs are the contract; the doctor's own types may change.
 
-use std::collections::BTreeSet;
-
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::View;
 use crate::{
-    doctor::{CheckResult, Counts, Evidence, Overall, Problem, Report, Severity, Value, Verdict},
+    doctor::{self, CheckResult, Overall, Report},
     job::Compute,
 };
 
 /// Version of the format: grows when a field changes its meaning or goes away.
 pub const JSON_VERSION: u32 = 1;
 
-#[derive(Serialize)]
+/// The report of `qvl doctor --format json`.
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(title = "DoctorReport")]
 struct Document<'r> {
+    /// Version of this format: 1.
     v: u32,
-    verdict: &'static str,
+    /// Verdict on the whole.
+    verdict: Whole,
+    /// One line about the driver.
     driver: &'r str,
+    /// Name of the job; absent if the doctor was asked about machines alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     job: Option<&'r str>,
-    compute: &'static str,
+    /// What the ranks compute on.
+    compute: Device,
+    /// Ranks of the whole job; absent = one for each GPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     ranks: Option<u32>,
+    /// Nodes that reported.
     nodes: Vec<&'r str>,
+    /// Nodes that should have reported.
     missing_nodes: Vec<&'r str>,
-    counts: CountsLine,
-    checks: Vec<CheckLine<'r>>,
+    /// How much was judged, in one line.
+    coverage: String,
+    /// Milliseconds of observation and judgement; absent with `--reproducible`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    elapsed_ms: Option<u64>,
+    /// Results by verdict.
+    counts: Counts,
+    /// One result for each check and subject, sorted by area, check and subject.
+    checks: Vec<Check<'r>>,
 }
 
-#[derive(Serialize)]
-struct CountsLine {
+/// Verdict on the whole.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Whole {
+    /// Nothing blocks.
+    Ready,
+    /// A check that the job needs is unknown, or a node did not report.
+    Unknown,
+    /// Something blocks.
+    Blocked,
+}
+
+/// What the ranks compute on.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Device {
+    Cpu,
+    Cuda,
+}
+
+/// Results by verdict.
+#[derive(Serialize, JsonSchema)]
+struct Counts {
     pass: usize,
     warn: usize,
     fail: usize,
@@ -38,96 +76,170 @@ struct CountsLine {
     skipped: usize,
 }
 
-#[derive(Serialize)]
+/// What one check says about one subject.
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct CheckLine<'r> {
+struct Check<'r> {
+    /// Id of the check; `qvl doctor explain ID` describes it.
     id: &'r str,
+    /// Group of the check.
     area: &'r str,
+    /// Name of a node, `all nodes`, or `job`.
     subject: String,
-    verdict: &'static str,
-    /// Whether a launch needs to know it.
+    /// The worst of what follows.
+    verdict: Verdict,
+    /// Whether a launch stops when this is unknown.
     needed: bool,
+    /// Why the check does not apply.
     #[serde(skip_serializing_if = "Option::is_none")]
     skipped: Option<&'r str>,
+    /// Facts that were missing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    unknown: Vec<&'r str>,
+    unknown: Vec<Unread<'r>>,
+    /// What is wrong, worst first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    problems: Vec<ProblemLine<'r>>,
+    problems: Vec<Problem<'r>>,
+    /// What the verdict rests on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    evidence: Vec<EvidenceLine<'r>>,
+    evidence: Vec<Evidence<'r>>,
+    /// Where the threshold comes from.
     source: &'r str,
 }
 
-#[derive(Serialize)]
-struct ProblemLine<'r> {
-    severity: &'static str,
+/// Verdict of one check.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Verdict {
+    Skipped,
+    Pass,
+    Warn,
+    Unknown,
+    Fail,
+}
+
+/// A fact that was missing.
+#[derive(Serialize, JsonSchema)]
+struct Unread<'r> {
+    /// Call or file that was tried.
+    call: &'r str,
+    /// Why it gave nothing.
+    why: &'r str,
+}
+
+/// One thing that is wrong.
+#[derive(Serialize, JsonSchema)]
+struct Problem<'r> {
+    /// `info`, `warn` or `block`.
+    severity: Severity,
+    /// Observed against required.
     what: &'r str,
+    /// What it does to this job.
     impact: &'r str,
+    /// What to do.
     fix: &'r str,
+    /// Command that shows it.
     see: &'r str,
 }
 
-#[derive(Serialize)]
-struct EvidenceLine<'r> {
+/// How bad a problem is.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+enum Severity {
+    Info,
+    Warn,
+    Block,
+}
+
+/// One reading.
+#[derive(Serialize, JsonSchema)]
+struct Evidence<'r> {
+    /// Call or file.
+    call: &'r str,
+    /// Part of the subject, such as `GPU 3`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    subject: Option<&'r str>,
-    observed: serde_json::Value,
+    part: Option<&'r str>,
+    /// What it gave; bytes and counts are numbers.
+    value: Value,
+    /// What the check asks for.
     required: &'r str,
-    source: &'r str,
+}
+
+/// A reading.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+enum Value {
+    Number(u64),
+    Real(f64),
+    Flag(bool),
+    Text(String),
+    List(Vec<String>),
+    Absent(Option<()>),
 }
 
 /// The report as pretty JSON.
-pub fn json(report: &Report, strict: bool, allowed: &BTreeSet<String>) -> String {
-    let Counts { pass, warn, fail, unknown, skipped } = report.counts();
+pub fn json(report: &Report, view: &View<'_>) -> String {
+    let doctor::Counts { pass, warn, fail, unknown, skipped } = report.counts();
     let document = Document {
         v: JSON_VERSION,
-        verdict: match report.overall(strict, allowed) {
-            Overall::Ready => "ready",
-            Overall::Unknown => "unknown",
-            Overall::Blocked => "blocked",
+        verdict: match report.overall(view.strict, view.allowed) {
+            Overall::Ready => Whole::Ready,
+            Overall::Unknown => Whole::Unknown,
+            Overall::Blocked => Whole::Blocked,
         },
         driver: &report.driver,
         job: report.job.as_deref(),
         compute: match report.compute {
-            Compute::Cpu => "cpu",
-            Compute::Cuda | Compute::Auto => "cuda",
+            Compute::Cpu => Device::Cpu,
+            Compute::Cuda | Compute::Auto => Device::Cuda,
         },
         ranks: report.ranks,
         nodes: report.nodes.iter().map(|name| name.0.as_str()).collect(),
         missing_nodes: report.missing.iter().map(|name| name.0.as_str()).collect(),
-        counts: CountsLine { pass, warn, fail, unknown, skipped },
+        coverage: report.coverage(),
+        elapsed_ms: view.elapsed_ms,
+        counts: Counts { pass, warn, fail, unknown, skipped },
         checks: report.results.iter().map(check).collect(),
     };
     serde_json::to_string_pretty(&document).expect("plain data")
 }
 
-fn check(result: &CheckResult) -> CheckLine<'_> {
-    CheckLine {
+/// The JSON Schema of [`json`].
+pub fn schema() -> schemars::Schema {
+    let settings = schemars::generate::SchemaSettings::draft2020_12().for_serialize();
+    settings.into_generator().into_root_schema_for::<Document<'static>>()
+}
+
+fn check(result: &CheckResult) -> Check<'_> {
+    Check {
         id: result.rule.id,
         area: result.rule.area.name(),
         subject: result.subject.to_string(),
         verdict: match result.verdict {
-            Verdict::Skipped => "skipped",
-            Verdict::Pass => "pass",
-            Verdict::Warn => "warn",
-            Verdict::Unknown => "unknown",
-            Verdict::Fail => "fail",
+            doctor::Verdict::Skipped => Verdict::Skipped,
+            doctor::Verdict::Pass => Verdict::Pass,
+            doctor::Verdict::Warn => Verdict::Warn,
+            doctor::Verdict::Unknown => Verdict::Unknown,
+            doctor::Verdict::Fail => Verdict::Fail,
         },
         needed: result.rule.is_needed(),
         skipped: result.skipped.as_deref(),
-        unknown: result.unknown.iter().map(String::as_str).collect(),
+        unknown: result
+            .unknown
+            .iter()
+            .map(|unread| Unread { call: &unread.from, why: &unread.why })
+            .collect(),
         problems: result.problems.iter().map(problem).collect(),
         evidence: result.evidence.iter().map(evidence).collect(),
         source: result.rule.source,
     }
 }
 
-fn problem(problem: &Problem) -> ProblemLine<'_> {
-    ProblemLine {
+fn problem(problem: &doctor::Problem) -> Problem<'_> {
+    Problem {
         severity: match problem.severity {
-            Severity::Info => "info",
-            Severity::Warn => "warn",
-            Severity::Block => "block",
+            doctor::Severity::Info => Severity::Info,
+            doctor::Severity::Warn => Severity::Warn,
+            doctor::Severity::Block => Severity::Block,
         },
         what: &problem.what,
         impact: &problem.impact,
@@ -136,18 +248,18 @@ fn problem(problem: &Problem) -> ProblemLine<'_> {
     }
 }
 
-fn evidence(evidence: &Evidence) -> EvidenceLine<'_> {
-    EvidenceLine {
-        subject: evidence.subject.as_deref(),
-        observed: match &evidence.value {
-            Value::Number(number) | Value::Bytes(number) => (*number).into(),
-            Value::Real(real) => (*real).into(),
-            Value::Flag(flag) => (*flag).into(),
-            Value::Text(text) => text.as_str().into(),
-            Value::List(list) => list.clone().into(),
-            Value::Absent => serde_json::Value::Null,
+fn evidence(evidence: &doctor::Evidence) -> Evidence<'_> {
+    Evidence {
+        call: &evidence.call,
+        part: evidence.subject.as_deref(),
+        value: match &evidence.value {
+            doctor::Value::Number(number) | doctor::Value::Bytes(number) => Value::Number(*number),
+            doctor::Value::Real(real) => Value::Real(*real),
+            doctor::Value::Flag(flag) => Value::Flag(*flag),
+            doctor::Value::Text(text) => Value::Text(text.clone()),
+            doctor::Value::List(list) => Value::List(list.clone()),
+            doctor::Value::Absent => Value::Absent(None),
         },
         required: &evidence.required,
-        source: &evidence.call,
     }
 }

@@ -1,90 +1,88 @@
 //! The report for a person: one line for each check, four parts for each problem.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     io::{self, Write},
 };
 
 use anstyle::{AnsiColor, Style};
 
+use super::{
+    View,
+    wrap::{cut, wrap},
+};
 use crate::{
-    doctor::{Area, CheckResult, Counts, Overall, Problem, Report, Severity, Verdict},
+    doctor::{Area, CheckResult, Counts, Overall, Problem, Report, Rule, Severity, Value, Verdict},
     job::Compute,
 };
 
-/// Column in which a subject or a value begins.
-const ID_WIDTH: usize = 24;
+/// Columns of the verdict and of the id.
+const VERDICT_WIDTH: usize = 9;
+const ID_WIDTH: usize = 25;
+/// Column in which the text of a problem begins.
+const TEXT_COLUMN: usize = 2 + VERDICT_WIDTH + 8;
 
-/// Styles of a report; all plain without colour.
-#[derive(Clone, Copy)]
-struct Paint {
-    color: bool,
-}
-
-impl Paint {
-    fn write(self, out: &mut impl Write, style: Style, text: &str) -> io::Result<()> {
-        if self.color {
-            write!(out, "{style}{text}{style:#}")
-        } else {
-            out.write_all(text.as_bytes())
-        }
-    }
-}
+const BOLD: Style = Style::new().bold();
+const DIM: Style = Style::new().dimmed();
 
 fn style(verdict: Verdict) -> Style {
     match verdict {
         Verdict::Pass => AnsiColor::Green.on_default(),
-        Verdict::Warn => AnsiColor::Yellow.on_default(),
+        Verdict::Warn => AnsiColor::Yellow.on_default().bold(),
         Verdict::Fail => AnsiColor::Red.on_default().bold(),
-        Verdict::Unknown => AnsiColor::Magenta.on_default(),
-        Verdict::Skipped => Style::new().dimmed(),
+        Verdict::Unknown => AnsiColor::Magenta.on_default().bold(),
+        Verdict::Skipped => DIM,
     }
 }
 
 fn word(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Pass => "ok",
-        Verdict::Warn => "warn",
+        Verdict::Warn => "WARN",
         Verdict::Fail => "FAIL",
-        Verdict::Unknown => "unknown",
+        Verdict::Unknown => "UNKNOWN",
         Verdict::Skipped => "skip",
     }
 }
 
-/// Writes the whole report. `allowed` names rules that may be unknown.
-pub fn text(
-    report: &Report,
-    color: bool,
-    strict: bool,
-    allowed: &BTreeSet<String>,
-    out: &mut impl Write,
-) -> io::Result<()> {
-    let paint = Paint { color };
-    writeln!(out, "{}", report.driver)?;
-    writeln!(out, "{}", asked(report))?;
-    let mut area: Option<Area> = None;
-    let shown = |result: &&CheckResult| result.verdict != Verdict::Skipped;
-    for result in report.results.iter().filter(shown) {
-        if area != Some(result.rule.area) {
-            area = Some(result.rule.area);
-            writeln!(out)?;
-            paint.write(out, Style::new().bold(), result.rule.area.name())?;
-            writeln!(out)?;
-        }
-        line(report, result, paint, out)?;
+/// `text`, in `style` if there are colours.
+fn paint(view: &View<'_>, style: Style, text: &str) -> String {
+    if view.color { format!("{style}{text}{style:#}") } else { text.to_owned() }
+}
+
+/// Writes the whole report.
+pub fn text(report: &Report, view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "{}", paint(view, BOLD, &asked(report)))?;
+    for line in wrap(&report.driver, view.width) {
+        writeln!(out, "{line}")?;
     }
-    skipped(report, paint, out)?;
+    let mut area: Option<Area> = None;
+    for (rule, results) in by_rule(report) {
+        if results.iter().all(|result| is_quiet(result)) {
+            continue;
+        }
+        if area != Some(rule.area) {
+            area = Some(rule.area);
+            writeln!(out, "\n{}", paint(view, BOLD, rule.area.name()))?;
+        }
+        passes(rule, &results, view, out)?;
+        let bad = results.iter().filter(|result| !result.problems.is_empty());
+        bad.into_iter().try_for_each(|result| problem_lines(report, result, view, out))?;
+    }
+    unknowns(report, view, out)?;
+    skips(report, view, out)?;
     writeln!(out, "\n{}", report.coverage())?;
-    verdict(report, strict, allowed, paint, out)
+    if let Some(ms) = view.elapsed_ms {
+        writeln!(out, "looked and judged in {ms} ms")?;
+    }
+    verdict(report, view, out)
 }
 
 /// Writes what is wrong and what is not known, and nothing else.
-pub fn problems(report: &Report, color: bool, out: &mut impl Write) -> io::Result<()> {
-    let paint = Paint { color };
-    let bad = |result: &&CheckResult| {
-        matches!(result.verdict, Verdict::Warn | Verdict::Fail) || result.is_needed_unknown()
-    };
-    report.results.iter().filter(bad).try_for_each(|result| line(report, result, paint, out))
+pub fn problems(report: &Report, view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
+    let bad = report.results.iter().filter(|result| !result.problems.is_empty());
+    bad.into_iter().try_for_each(|result| problem_lines(report, result, view, out))?;
+    unknowns(report, view, out)
 }
 
 /// One line about everything: `doctor: 31 ok, 1 warning, 0 failed, 2 unknown, 30 skipped`.
@@ -96,107 +94,224 @@ pub fn summary(report: &Report) -> String {
     )
 }
 
+/// Results without a line of their own: they are listed by reason at the end.
+fn is_quiet(result: &CheckResult) -> bool {
+    matches!(result.verdict, Verdict::Skipped | Verdict::Unknown) && result.problems.is_empty()
+}
+
+fn by_rule(report: &Report) -> Vec<(&'static Rule, Vec<&CheckResult>)> {
+    let mut groups: Vec<(&'static Rule, Vec<&CheckResult>)> = Vec::new();
+    for result in &report.results {
+        match groups.last_mut() {
+            Some((rule, results)) if rule.id == result.rule.id => results.push(result),
+            Some(_) | None => groups.push((result.rule, vec![result])),
+        }
+    }
+    groups
+}
+
 fn asked(report: &Report) -> String {
     let device = match report.compute {
         Compute::Cpu => "CPUs",
         Compute::Cuda | Compute::Auto => "GPUs",
     };
     let ranks = match report.ranks {
-        Some(1) => "1 rank".to_owned(),
-        Some(ranks) => format!("{ranks} ranks"),
-        None if report.compute == Compute::Cpu => "ranks".to_owned(),
-        None => "one rank for each GPU".to_owned(),
+        Some(1) => format!("1 rank on {device}"),
+        Some(ranks) => format!("{ranks} ranks on {device}"),
+        None => format!("judged for {device}"),
+    };
+    let nodes = match report.nodes.as_slice() {
+        [node] if report.missing.is_empty() => format!("node {node}"),
+        nodes => format!("{} nodes", nodes.len() + report.missing.len()),
     };
     match &report.job {
-        Some(job) => format!("judged for the job `{job}`: {ranks} on {device}"),
-        None => format!("judged without a job (--job FILE): {ranks} on {device}"),
+        Some(job) => format!("qvl doctor: job {job}, {ranks}, {nodes}"),
+        None => format!("qvl doctor: {nodes}, {ranks}, without a job (--job FILE)"),
     }
 }
 
-fn line(
-    report: &Report,
-    result: &CheckResult,
-    paint: Paint,
+/// One line for all subjects that passed.
+fn passes(
+    rule: &Rule,
+    results: &[&CheckResult],
+    view: &View<'_>,
     out: &mut impl Write,
 ) -> io::Result<()> {
-    write!(out, "  ")?;
-    paint.write(out, style(result.verdict), &format!("{:<8}", word(result.verdict)))?;
-    let many = 1 < report.nodes.len() + report.missing.len();
-    let subject = if many { format!("{}: ", result.subject) } else { String::new() };
-    writeln!(out, "{:<ID_WIDTH$} {subject}{}", result.rule.id, result.rule.summary)?;
-    for unknown in &result.unknown {
-        writeln!(out, "          not known: {unknown}")?;
+    let passed: Vec<&&CheckResult> =
+        results.iter().filter(|result| result.verdict == Verdict::Pass).collect();
+    if passed.is_empty() {
+        return Ok(());
     }
-    result.problems.iter().try_for_each(|problem| four_parts(problem, paint, out))
+    let word = paint(view, style(Verdict::Pass), &format!("{:<VERDICT_WIDTH$}", "ok"));
+    let mut observed = observed(&passed);
+    if 1 < passed.len() {
+        observed = format!("{observed} ({} nodes)", passed.len());
+    }
+    let room = view.width.saturating_sub(2 + VERDICT_WIDTH + ID_WIDTH);
+    let observed = paint(view, DIM, &cut(&observed, room));
+    writeln!(out, "  {word}{:<ID_WIDTH$}{observed}", rule.id)
 }
 
-fn four_parts(problem: &Problem, paint: Paint, out: &mut impl Write) -> io::Result<()> {
-    let verdict = match problem.severity {
-        Severity::Info => Verdict::Pass,
-        Severity::Warn => Verdict::Warn,
-        Severity::Block => Verdict::Fail,
-    };
+/// What was checked, and what was read if it is one thing for all.
+fn observed(passed: &[&&CheckResult]) -> String {
+    let summary = passed.first().map_or("", |result| result.rule.summary);
+    let mut evidence = passed.iter().flat_map(|result| &result.evidence);
+    let first = evidence.next().map(|first| &first.value);
+    let same = first.filter(|first| evidence.all(|other| other.value == **first));
+    match same {
+        // "Yes" and "none" say no more than the summary.
+        None | Some(Value::Flag(_) | Value::Absent) => summary.to_owned(),
+        Some(Value::List(list)) if list.is_empty() => summary.to_owned(),
+        Some(
+            value @ (Value::Number(_)
+            | Value::Bytes(_)
+            | Value::Real(_)
+            | Value::Text(_)
+            | Value::List(_)),
+        ) => format!("{summary}: {value}"),
+    }
+}
+
+fn problem_lines(
+    report: &Report,
+    result: &CheckResult,
+    view: &View<'_>,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let many = 1 < report.nodes.len() + report.missing.len();
+    for problem in &result.problems {
+        let verdict = match problem.severity {
+            Severity::Info => Verdict::Pass,
+            Severity::Warn => Verdict::Warn,
+            Severity::Block => Verdict::Fail,
+        };
+        let word = paint(view, style(verdict), &format!("{:<VERDICT_WIDTH$}", word(verdict)));
+        let subject = if many { format!(" on {}", result.subject) } else { String::new() };
+        writeln!(out, "  {word}{}{subject}", paint(view, BOLD, result.rule.id))?;
+        four_parts(problem, result.rule, view, out)?;
+    }
+    Ok(())
+}
+
+fn four_parts(
+    problem: &Problem,
+    rule: &Rule,
+    view: &View<'_>,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let why = format!("qvl doctor explain {}", rule.id);
     let parts = [
-        ("what", &problem.what),
-        ("so", &problem.impact),
+        ("what", problem.what.as_str()),
+        ("effect", &problem.impact),
         ("fix", &problem.fix),
         ("see", &problem.see),
+        ("why", &why),
     ];
+    let room = view.width.saturating_sub(TEXT_COLUMN).max(20);
     for (name, text) in parts {
-        write!(out, "          ")?;
-        paint.write(out, style(verdict), &format!("{name:<5}"))?;
-        writeln!(out, "{text}")?;
+        // A command must stay in one piece, so that it can be copied.
+        let lines = if name == "see" { vec![text.to_owned()] } else { wrap(text, room) };
+        for (index, line) in lines.iter().enumerate() {
+            let name = if index == 0 { name } else { "" };
+            let indent = 2 + VERDICT_WIDTH;
+            writeln!(out, "{:indent$}{}{line}", "", paint(view, DIM, &format!("{name:<8}")))?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks that could not be evaluated, by reason: one missing library makes twenty of them.
+fn unknowns(report: &Report, view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
+    let many = 1 < report.nodes.len() + report.missing.len();
+    let mut reasons: BTreeMap<(bool, String), Vec<&str>> = BTreeMap::new();
+    for result in &report.results {
+        for unread in &result.unknown {
+            let on = if many { format!("{}: ", result.subject) } else { String::new() };
+            let key = (!result.rule.is_needed(), format!("{on}{} ({})", unread.why, unread.from));
+            reasons.entry(key).or_default().push(result.rule.id);
+        }
+    }
+    // Calls that fail for one reason are one reason.
+    let mut merged: BTreeMap<(bool, String), Vec<&str>> = BTreeMap::new();
+    for ((optional, reason), ids) in reasons {
+        let short = reason.rsplit_once(" (").map_or(reason.as_str(), |(why, _from)| why);
+        merged.entry((optional, short.to_owned())).or_default().extend(ids);
+    }
+    if !merged.is_empty() {
+        writeln!(out, "\n{}", paint(view, BOLD, "not known"))?;
+    }
+    for ((optional, reason), mut ids) in merged {
+        ids.sort_unstable();
+        ids.dedup();
+        let word = if optional { "unknown" } else { "UNKNOWN" };
+        let style = if optional { DIM } else { style(Verdict::Unknown) };
+        let word = paint(view, style, &format!("{word:<VERDICT_WIDTH$}"));
+        let needed = if optional { " (does not stop a launch)" } else { "" };
+        list(&word, &format!("{reason}{needed}"), &ids, view, out)?;
     }
     Ok(())
 }
 
 /// Checks that do not apply, by reason: nobody reads thirty lines of them.
-fn skipped(report: &Report, paint: Paint, out: &mut impl Write) -> io::Result<()> {
+fn skips(report: &Report, view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
     let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
     for result in &report.results {
         let Some(why) = &result.skipped else { continue };
         match reasons.iter_mut().find(|(reason, _ids)| reason == why) {
-            Some((_reason, ids)) if ids.contains(&result.rule.id) => {}
             Some((_reason, ids)) => ids.push(result.rule.id),
             None => reasons.push((why, vec![result.rule.id])),
         }
     }
-    if reasons.is_empty() {
-        return Ok(());
+    if !reasons.is_empty() {
+        writeln!(out, "\n{}", paint(view, BOLD, "skipped"))?;
     }
-    writeln!(out)?;
-    paint.write(out, Style::new().bold(), "skipped")?;
-    writeln!(out)?;
-    for (why, ids) in reasons {
-        let ids = match ids.len() {
-            0..=3 => ids.join(", "),
-            many => format!("{many} checks"),
-        };
-        writeln!(out, "  {ids}: {why}")?;
+    for (why, mut ids) in reasons {
+        ids.dedup();
+        let word = paint(view, DIM, &format!("{:<VERDICT_WIDTH$}", ids.len()));
+        list(&word, why, &ids, view, out)?;
     }
     Ok(())
 }
 
-fn verdict(
-    report: &Report,
-    strict: bool,
-    allowed: &BTreeSet<String>,
-    paint: Paint,
+/// A reason, and below it the ids that it is about.
+fn list(
+    word: &str,
+    reason: &str,
+    ids: &[&str],
+    view: &View<'_>,
     out: &mut impl Write,
 ) -> io::Result<()> {
-    let counts = report.counts();
-    let (verdict, text) = match report.overall(strict, allowed) {
-        Overall::Ready if counts.warn == 0 => (Verdict::Pass, "ready".to_owned()),
-        Overall::Ready => (Verdict::Pass, format!("ready, with {} warnings", counts.warn)),
-        Overall::Unknown => (
-            Verdict::Unknown,
-            "not known: a launch needs the checks above; --allow-unknown ID accepts one".to_owned(),
-        ),
-        Overall::Blocked if counts.fail == 0 => {
-            (Verdict::Fail, format!("blocked: {} warnings, and --strict", counts.warn))
-        }
-        Overall::Blocked => (Verdict::Fail, format!("blocked: {} checks failed", counts.fail)),
+    let indent = 2 + VERDICT_WIDTH;
+    let room = view.width.saturating_sub(indent).max(20);
+    for (index, line) in wrap(reason, room).iter().enumerate() {
+        let word = if index == 0 { word.to_owned() } else { " ".repeat(VERDICT_WIDTH) };
+        writeln!(out, "  {word}{line}")?;
+    }
+    for line in wrap(&ids.join(" "), room) {
+        writeln!(out, "{:indent$}{}", "", paint(view, DIM, &line))?;
+    }
+    Ok(())
+}
+
+fn verdict(report: &Report, view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
+    let Counts { warn, fail, .. } = report.counts();
+    let plural = |count: usize, what: &str| match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
     };
-    paint.write(out, style(verdict), &text)?;
-    writeln!(out)
+    let (verdict, text) = match report.overall(view.strict, view.allowed) {
+        Overall::Ready if warn == 0 => (Verdict::Pass, "ready: nothing blocks".to_owned()),
+        Overall::Ready => {
+            (Verdict::Pass, format!("ready: nothing blocks, {}", plural(warn, "warning")))
+        }
+        Overall::Unknown => {
+            let hint = "accept one with --allow-unknown ID";
+            (Verdict::Unknown, format!("not known: a launch needs the checks above; {hint}"))
+        }
+        Overall::Blocked if fail == 0 => {
+            (Verdict::Fail, format!("blocked: {}, and --strict", plural(warn, "warning")))
+        }
+        Overall::Blocked => (Verdict::Fail, format!("blocked: {}", plural(fail, "failed check"))),
+    };
+    writeln!(out, "{}", paint(view, style(verdict), &text))
 }

@@ -12,13 +12,16 @@ pub(super) static RULE: Rule = Rule {
     severity: Severity::Warn,
     applies: Applies::Always,
     source: "QwenLM/Qwen-VL finetune/finetune_lora_single_gpu.sh and finetune_lora_ds.sh",
-    docs: "The official scripts fix the batch of one rank (2 samples x 8 accumulation steps), so \
-           eight ranks take 128 samples a step instead of 16 at the same learning rate: eight times \
-           fewer steps, another result. qvl-train fixes the batch of the whole job.",
+    docs: "The official LoRA scripts take 1 sample x 8 accumulation steps on one GPU, and 2 x 8 on \
+           each of several: 128 samples a step instead of 8 on eight GPUs, at the same learning \
+           rate. That is 16 times fewer steps, and another result. qvl-train fixes the batch of \
+           the whole job.",
     check: Check::Job(check),
 };
 
-/// Samples of one rank in one step of the official LoRA scripts: 2 x 8.
+/// Samples of a step of the official LoRA script for one GPU: 1 x 8.
+const OFFICIAL_ALONE: u32 = 8;
+/// Samples of each rank in a step of the official LoRA script for several GPUs: 2 x 8.
 const OFFICIAL_PER_RANK: u32 = 16;
 /// Learning rate of the official LoRA scripts.
 const OFFICIAL_RATE: f64 = 1e-5;
@@ -28,13 +31,16 @@ fn check(demand: &Demand) -> Outcome {
         let Some(ranks) = demand.ranks else {
             return Err(Stop::skip("no number of ranks was given (--job or --gpus)"));
         };
-        let batch = OFFICIAL_PER_RANK * ranks;
-        let evidence = Evidence::new("official scripts", batch, "16, as on one GPU");
+        let batch = if ranks == 1 { OFFICIAL_ALONE } else { OFFICIAL_PER_RANK * ranks };
+        let evidence = Evidence::new("official scripts", batch, "8, as on one GPU");
         let problem = (1 < ranks).then(|| Problem {
             severity: Severity::Warn,
-            what: format!("{batch} samples a step on {ranks} ranks, 16 on one, both at learning rate {OFFICIAL_RATE:.0e}"),
-            impact: format!("{ranks} times fewer steps: the result is not that of one GPU"),
-            fix: "set gradient_accumulation_steps to 8 / ranks, scale the learning rate on purpose, or use qvl-train"
+            what: format!("{batch} samples a step on {ranks} ranks, {OFFICIAL_ALONE} on one, both at learning rate {OFFICIAL_RATE:.0e}"),
+            impact: format!(
+                "{} times fewer steps: the result is not that of one GPU",
+                batch / OFFICIAL_ALONE
+            ),
+            fix: "lower gradient_accumulation_steps so that batch x accumulation x ranks is 8, scale the learning rate on purpose, or use qvl-train"
                 .to_owned(),
             see: "grep -E 'batch_size|accumulation|learning_rate' finetune/*.sh".to_owned(),
         });

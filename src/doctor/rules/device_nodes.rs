@@ -38,8 +38,13 @@ fn missing(node: &NodeFacts, demand: &Demand) -> Outcome {
     let nodes = fact.get()?;
     let mut wanted = vec!["/dev/nvidiactl".to_owned(), "/dev/nvidia-uvm".to_owned()];
     let gpus = node.nvml.gpus.value().map_or(&[][..], Vec::as_slice);
-    let minors = gpus.iter().filter_map(|gpu| gpu.minor_number.value());
-    wanted.extend(minors.map(|minor| format!("/dev/nvidia{minor}")));
+    let mut unknown = Vec::new();
+    for gpu in gpus {
+        match gpu.minor_number.get() {
+            Ok(minor) => wanted.push(format!("/dev/nvidia{minor}")),
+            Err(unread) => unknown.push(unread),
+        }
+    }
     let missing: Vec<String> =
         wanted.into_iter().filter(|path| !nodes.contains_key(path)).collect();
     let present: Vec<String> = nodes.keys().cloned().collect();
@@ -52,7 +57,7 @@ fn missing(node: &NodeFacts, demand: &Demand) -> Outcome {
             .to_owned(),
         see: "ls -l /dev/nvidia*".to_owned(),
     });
-    Ok(Judgement::from_option(problem, evidence))
+    Ok(Judgement { unknown, ..Judgement::from_option(problem, evidence) })
 }
 
 fn denied(node: &NodeFacts, demand: &Demand) -> Outcome {

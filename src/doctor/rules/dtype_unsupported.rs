@@ -24,17 +24,18 @@ pub(super) static RULE: Rule = Rule {
 fn check(node: &NodeFacts, demand: &Demand) -> Outcome {
     let texts = Texts {
         impact: "bf16 kernels are missing on this GPU, so its rank fails at the first step",
-        fix: "set spec.model.dtype to f32, or use GPUs of compute capability 8.0 or newer",
+        fix: "set spec.model.dtype to auto (f16 there), or use GPUs of compute capability 8.0 or newer",
         see: "nvidia-smi --query-gpu=index,name,compute_cap --format=csv",
     };
     let bf16 = match demand.dtype {
-        Dtype::Bf16 | Dtype::Auto => true,
-        Dtype::F32 | Dtype::F16 => false,
+        Dtype::Bf16 => true,
+        // `auto` takes f16 where bf16 is missing.
+        Dtype::Auto | Dtype::F32 | Dtype::F16 => false,
     };
     each_gpu(node, demand, texts, |gpu| {
         let have = *gpu.compute_capability.get()?;
         if !bf16 {
-            return Ok(GpuVerdict::Exempt("the job computes in f32 or f16, which every GPU can"));
+            return Ok(GpuVerdict::Exempt("the job does not insist on bf16"));
         }
         let evidence = Evidence::of(&gpu.compute_capability, have, "at least 80 (8.0) for bf16");
         if 80 <= have {

@@ -97,10 +97,7 @@ fn host_memory(node: &NodeFacts, demand: &Demand) -> Outcome {
         return Err(Stop::skip("no job was given, so nothing to fit in (--job FILE)"));
     };
     let fact = &node.memory.available_bytes;
-    let mut free = *fact.get()?;
-    if let Some(max) = node.memory.cgroup.value().and_then(|limits| limits.memory_max_bytes) {
-        free = free.min(max);
-    }
+    let free = *fact.get()?;
     let required = format!("at least {} ({how})", table::bytes(need));
     let evidence = Evidence::of(fact, Value::Bytes(free), required);
     let fix = match demand.stack {

@@ -53,10 +53,15 @@ fn current(log: &KernelLog) -> Vec<&XidEvent> {
             later.xid == 154
                 && later.pci_address == event.pci_address
                 && event.time_us <= later.time_us
-                && later.text.contains("None")
+                && asks_for_nothing(&later.text)
         })
     };
     log.xids.iter().filter(|event| loaded <= event.time_us && !cleared(event)).collect()
+}
+
+/// Whether an XID 154 ends at the action `None`: it names the action before, too.
+fn asks_for_nothing(text: &str) -> bool {
+    text.rsplit(" to ").next().is_some_and(|now| now.contains("None"))
 }
 
 fn severity(
