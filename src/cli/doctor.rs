@@ -41,7 +41,7 @@ pub struct DoctorArgs {
     /// Save what was observed, for `--facts`.
     #[arg(long, value_name = "FILE")]
     save_facts: Option<PathBuf>,
-    /// Read files below this folder instead of `/`.
+    /// Read files below this folder instead of `/`. The driver is asked all the same.
     #[arg(long, value_name = "DIR")]
     sysroot: Option<PathBuf>,
     /// Form of the report.
@@ -143,6 +143,7 @@ pub(super) fn gate(
 ) -> Result<Gate, CliError> {
     let allowed = allowed(allow_unknown)?;
     let options = probe::Options {
+        program: Some(std::env::current_exe()?),
         trainer: Some(trainer.to_owned()),
         folders: folders(&planned.job, folder),
         ..probe::Options::default()
@@ -258,10 +259,11 @@ fn snapshot(args: &DoctorArgs, folders: Vec<(Place, PathBuf)>) -> Result<Snapsho
         return Err(CliError::new(ExitStatus::Usage, what)
             .hint("--sysroot must be the root of a file tree, with proc and sys in it"));
     }
-    let beside = std::env::current_exe()?.with_file_name("qvl-train");
+    let program = std::env::current_exe()?;
+    let beside = program.with_file_name("qvl-train");
     let trainer = args.trainer.clone().or_else(|| beside.exists().then_some(beside));
     let hashes = args.save_facts.is_some();
-    let options = probe::Options { root, trainer, folders, hashes };
+    let options = probe::Options { root, program: Some(program), trainer, folders, hashes };
     let facts = probe::node(&options);
     let node = probe::name(&facts);
     if let Some(path) = &args.save_facts {
@@ -316,6 +318,39 @@ fn read_facts(path: &Path) -> Result<FactsFile, CliError> {
         ))));
     }
     serde_path_to_error::deserialize(value).map_err(|error| failed(error.into()))
+}
+
+#[derive(Debug, Args)]
+pub struct ProbeDriverArgs {
+    /// The library to ask.
+    #[arg(value_enum)]
+    library: LibraryArg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LibraryArg {
+    /// `libnvidia-ml.so.1`.
+    Nvml,
+    /// `libcuda.so.1`.
+    Cuda,
+}
+
+/// Asks the driver for the doctor that started this process, and may hang or crash in its place.
+pub(super) fn probe_driver(
+    args: &ProbeDriverArgs,
+    out: &mut impl Write,
+) -> Result<ExitStatus, CliError> {
+    let library = match args.library {
+        LibraryArg::Nvml => probe::DriverLibrary::Nvml,
+        LibraryArg::Cuda => probe::DriverLibrary::Cuda,
+    };
+    let answer = probe::serve(library, |call| {
+        let mut out = std::io::stdout();
+        // Whoever listened may be gone; then nobody needs the answer either.
+        let _said = writeln!(out, "{call}").and_then(|()| out.flush());
+    });
+    writeln!(out, "{answer}")?;
+    Ok(ExitStatus::Success)
 }
 
 fn word(severity: Severity) -> &'static str {

@@ -33,6 +33,9 @@ pub struct Cli {
 pub enum Command {
     /// Check whether the machines can run a job.
     Doctor(Box<doctor::DoctorArgs>),
+    /// Ask the driver for the doctor.
+    #[command(hide = true)]
+    ProbeDriver(doctor::ProbeDriverArgs),
     /// Show what a job will do: steps, saves, learning rate, memory per rank.
     Plan(plan::PlanArgs),
     /// Run a job.
@@ -87,6 +90,7 @@ fn dispatch(command: &Command) -> Result<ExitStatus, CliError> {
     let mut out = anstream::stdout();
     match command {
         Command::Doctor(args) => doctor::run(args, &mut out),
+        Command::ProbeDriver(args) => doctor::probe_driver(args, &mut out),
         Command::Plan(args) => plan::run(args, &mut out),
         Command::Launch(args) => launch::run(args),
         Command::Ps(args) => jobs::ps(args, &mut out),

@@ -53,11 +53,20 @@ pub(super) const PTX_DRIVER: &[(u32, &str, u32)] = &[
     (94, "13.4", 615),
 ];
 
+/// Products whose SXM modules do not say so in their NVML name: `NVIDIA H100 80GB HBM3`, `NVIDIA
+/// H200`. Their PCIe cards do: `NVIDIA H100 PCIe`, `NVIDIA H200 NVL`.
+const UNNAMED_SXM: [&str; 8] =
+    ["H100 80GB HBM3", "H100 64GB", "H200", "H800", "H20", "B200", "B300", "GH200"];
+
 /// Whether GPUs of this name have `NVLink` on the board. Bridges on PCIe cards are optional, so
 /// such cards are never judged by it.
 pub(super) fn has_nvlink(name: &str) -> bool {
-    ["SXM", "HGX", "DGX", "GB200", "GB300", "GH200"].iter().any(|mark| name.contains(mark))
-        || name.contains("NVL72")
+    if name.contains("PCIe") || name.contains(" NVL") {
+        return false;
+    }
+    let product = name.trim_start_matches("NVIDIA ").trim_start_matches("Tesla ");
+    let is_module = ["SXM", "HGX", "DGX", "GB200", "GB300"].iter().any(|m| product.contains(m));
+    is_module || UNNAMED_SXM.iter().any(|sxm| product.starts_with(sxm))
 }
 
 /// Whether GPUs of this name are made for data centers: they have ECC, and may use the forward
@@ -147,7 +156,11 @@ mod tests {
 
     #[test]
     fn pcie_cards_are_not_expected_to_have_nvlink() {
-        assert!(has_nvlink("NVIDIA A100-SXM4-80GB"));
+        for module in ["NVIDIA A100-SXM4-80GB", "Tesla V100-SXM2-32GB", "NVIDIA H100 80GB HBM3"] {
+            assert!(has_nvlink(module), "{module}");
+        }
+        assert!(has_nvlink("NVIDIA H200") && !has_nvlink("NVIDIA H200 NVL"));
+        assert!(!has_nvlink("NVIDIA H100 PCIe") && !has_nvlink("NVIDIA GeForce RTX 4090"));
         assert!(!has_nvlink("NVIDIA A100 80GB PCIe"));
         assert!(!has_nvlink("NVIDIA H100 NVL"));
     }

@@ -60,6 +60,7 @@ fn node(number: u32) -> NodeFacts {
         nvml: NvmlFacts {
             state: known(NvmlState::Ready),
             driver_version: known(DRIVER.to_owned()),
+            nvml_version: known(format!("13.{DRIVER}")),
             cuda_version: known(13_000),
             gpus: known((0..2).map(|index| gpu(number, index)).collect()),
             slowest_call: known(("nvmlInit_v2".to_owned(), 40)),
@@ -68,6 +69,7 @@ fn node(number: u32) -> NodeFacts {
             state: known(CudaState::Ready),
             driver_version: known(13_000),
             device_count: known(2),
+            library_path: known(format!("/usr/lib/libcuda.so.{DRIVER}")),
         },
         kernel: KernelFacts {
             release: known("6.8.0-45-generic".to_owned()),

@@ -10,19 +10,37 @@ use nvml_wrapper::error::NvmlError;
 
 use crate::facts::Fact;
 
-/// The driver call in progress. Another thread may look at it: if the driver hangs, that is the
-/// call to blame.
-#[derive(Clone, Debug, Default)]
-pub struct Progress(Arc<Mutex<String>>);
+/// The driver call in progress. Another thread may look at it, or a listener hears of each call
+/// before it is made: if the driver hangs, that is the call to blame.
+#[derive(Clone, Default)]
+pub struct Progress(Arc<Mutex<State>>);
+
+type Listener = Box<dyn FnMut(&str) + Send>;
+
+#[derive(Default)]
+struct State {
+    call: String,
+    listener: Option<Listener>,
+}
 
 impl Progress {
+    /// Tells `listener` each call before it is made.
+    pub(super) fn to(listener: impl FnMut(&str) + Send + 'static) -> Self {
+        let state = State { call: String::new(), listener: Some(Box::new(listener)) };
+        Progress(Arc::new(Mutex::new(state)))
+    }
+
     /// The call that was begun last; empty before the first.
     pub fn call(&self) -> String {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).call.clone()
     }
 
     pub(super) fn begin(&self, call: String) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = call;
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(listener) = &mut state.listener {
+            listener(&call);
+        }
+        state.call = call;
     }
 }
 

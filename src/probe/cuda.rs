@@ -1,8 +1,8 @@
 //! What the CUDA driver library says: whether it starts, its version, how many devices it sees.
 
-use std::{ffi::OsStr, fs, path::Path, sync::mpsc::RecvTimeoutError, time::Duration};
+use std::{ffi::OsStr, fs, path::Path};
 
-use super::{Progress, calls::Calls, native::Cuda};
+use super::{Progress, calls::Calls, child::Silence, native::Cuda};
 use crate::facts::{CudaFacts, CudaState, Fact};
 
 /// Name by which the loader finds the CUDA driver library.
@@ -14,13 +14,10 @@ pub(super) fn unread(why: &str) -> CudaFacts {
 }
 
 /// CUDA that gave no answer.
-pub(super) fn silent(error: RecvTimeoutError, waited: Duration, progress: &Progress) -> CudaFacts {
-    let after_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
-    let state = match error {
-        RecvTimeoutError::Timeout => CudaState::Hung { call: progress.call(), after_ms },
-        RecvTimeoutError::Disconnected => CudaState::Crashed {
-            message: format!("the thread that asked CUDA panicked in {}", progress.call()),
-        },
+pub(super) fn silent(silence: Silence) -> CudaFacts {
+    let state = match silence {
+        Silence::Hung { call, after_ms } => CudaState::Hung { call, after_ms },
+        Silence::Crashed { message } => CudaState::Crashed { message },
     };
     CudaFacts::without_devices(Fact::known(state, LIBRARY), "CUDA gave no answer")
 }

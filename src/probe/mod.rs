@@ -2,9 +2,10 @@
 //! a fact that says why.
 //!
 //! Everything that is text or a file is read below [`Options::root`], so tests read folders. The
-//! driver and calls of the kernel are asked only when the root is `/`.
+//! driver is the one that the loader of this process finds, whatever the root is.
 
 mod calls;
+mod child;
 pub mod cuda;
 mod elf;
 mod fatbin;
@@ -19,27 +20,24 @@ mod pci;
 mod storage;
 mod text;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::mpsc,
-    thread,
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
 pub use calls::Progress;
+pub use child::{DriverLibrary, serve};
 
 use crate::facts::{
     ContainerFacts, CudaFacts, EnvFacts, IdentityFacts, NodeFacts, NodeName, NvmlFacts, Place,
 };
-
-/// Longest time that the driver gets to answer.
-const DRIVER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What to look at.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Root of the file tree, `/` for this machine.
     pub root: PathBuf,
+    /// The program that asks the driver in a process of its own: `qvl` itself, which calls
+    /// [`serve`] when it is started with `probe-driver nvml` or `probe-driver cuda`. Without it
+    /// the driver is not asked.
+    pub program: Option<PathBuf>,
     /// The trainer that will run.
     pub trainer: Option<PathBuf>,
     /// Folders of the job.
@@ -50,7 +48,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { root: PathBuf::from("/"), trainer: None, folders: Vec::new(), hashes: false }
+        Options {
+            root: PathBuf::from("/"),
+            program: None,
+            trainer: None,
+            folders: Vec::new(),
+            hashes: false,
+        }
     }
 }
 
@@ -73,15 +77,16 @@ impl Options {
 
 const OTHER_ROOT: &str = "not asked: the facts come from the files of another root";
 
-/// Everything about this machine. Never fails, and takes at most the driver's timeout twice.
+/// Everything about this machine. Never fails; takes longer than a moment only when the driver
+/// does not answer.
 pub fn node(options: &Options) -> NodeFacts {
-    let (nvml, cuda) = ask_driver(options.is_live());
+    // The driver thinks while the files are read.
+    let start = |library| options.program.as_deref().map(|program| child::start(program, library));
+    let (nvml, cuda) = (start(DriverLibrary::Nvml), start(DriverLibrary::Cuda));
     let variables = host::variables(options);
     let search = libraries::Search::new(options, variables.value());
     NodeFacts {
         driver: pci::driver(options, &search),
-        nvml,
-        cuda,
         kernel: host::kernel(options),
         memory: host::memory(options),
         limits: host::limits(options),
@@ -96,6 +101,8 @@ pub fn node(options: &Options) -> NodeFacts {
             boot_id: host::line(options, "/proc/sys/kernel/random/boot_id"),
             machine_id: host::line(options, "/etc/machine-id"),
         },
+        nvml: nvml_answer(nvml),
+        cuda: cuda_answer(cuda),
     }
 }
 
@@ -104,33 +111,14 @@ pub fn name(facts: &NodeFacts) -> NodeName {
     NodeName(facts.identity.hostname.value().cloned().unwrap_or_else(|| "this-machine".to_owned()))
 }
 
-/// Asks NVML and CUDA at the same time. A driver that hangs costs the timeout and one thread,
-/// which the end of the process takes with it.
-fn ask_driver(live: bool) -> (NvmlFacts, CudaFacts) {
-    if !live {
-        return (nvml::unread(OTHER_ROOT), cuda::unread(OTHER_ROOT));
-    }
-    let (nvml_progress, cuda_progress) = (Progress::default(), Progress::default());
-    let nvml_answer =
-        in_thread(&nvml_progress, |progress| nvml::read(nvml::LIBRARY.as_ref(), progress));
-    let cuda_answer =
-        in_thread(&cuda_progress, |progress| cuda::read(cuda::LIBRARY.as_ref(), progress));
-    (
-        nvml_answer
-            .recv_timeout(DRIVER_TIMEOUT)
-            .unwrap_or_else(|error| nvml::silent(error, DRIVER_TIMEOUT, &nvml_progress)),
-        cuda_answer
-            .recv_timeout(DRIVER_TIMEOUT)
-            .unwrap_or_else(|error| cuda::silent(error, DRIVER_TIMEOUT, &cuda_progress)),
-    )
+const NOT_ASKED: &str = "the driver was not asked";
+
+fn nvml_answer(question: Option<child::Question>) -> NvmlFacts {
+    let Some(question) = question else { return nvml::unread(NOT_ASKED) };
+    question.answer().unwrap_or_else(nvml::silent)
 }
 
-fn in_thread<T: Send + 'static>(progress: &Progress, ask: fn(&Progress) -> T) -> mpsc::Receiver<T> {
-    let (sender, receiver) = mpsc::channel();
-    let progress = progress.clone();
-    thread::spawn(move || {
-        // Nobody listens any more after the timeout.
-        let _sent = sender.send(ask(&progress));
-    });
-    receiver
+fn cuda_answer(question: Option<child::Question>) -> CudaFacts {
+    let Some(question) = question else { return cuda::unread(NOT_ASKED) };
+    question.answer().unwrap_or_else(cuda::silent)
 }

@@ -1,13 +1,14 @@
 //! What NVML says about the driver and its GPUs. A call that a driver does not know is unread;
 //! one that a GPU does not support is absent.
 
-use std::{ffi::OsStr, sync::mpsc::RecvTimeoutError, thread, time::Duration};
+use std::{ffi::OsStr, thread, time::Duration};
 
 use nvml_wrapper::{Device, Nvml, enum_wrappers::device::P2pCapabilitiesIndex, error::NvmlError};
 
 use super::{
     Progress,
     calls::{Calls, Failure, unread as unread_fact},
+    child::Silence,
     gpu,
 };
 use crate::facts::{Fact, GpuFacts, GpuHandle, NvmlFacts, NvmlState, Peer};
@@ -26,13 +27,10 @@ pub(super) fn unread(why: &str) -> NvmlFacts {
 }
 
 /// NVML that gave no answer.
-pub(super) fn silent(error: RecvTimeoutError, waited: Duration, progress: &Progress) -> NvmlFacts {
-    let after_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
-    let state = match error {
-        RecvTimeoutError::Timeout => NvmlState::Hung { call: progress.call(), after_ms },
-        RecvTimeoutError::Disconnected => NvmlState::Crashed {
-            message: format!("the thread that asked NVML panicked in {}", progress.call()),
-        },
+pub(super) fn silent(silence: Silence) -> NvmlFacts {
+    let state = match silence {
+        Silence::Hung { call, after_ms } => NvmlState::Hung { call, after_ms },
+        Silence::Crashed { message } => NvmlState::Crashed { message },
     };
     NvmlFacts::without_gpus(Fact::known(state, LIBRARY), "NVML gave no answer")
 }
@@ -264,7 +262,7 @@ mod tests {
         }
         assert_eq!(watched.call(), hangs);
         assert!(!asked.is_finished());
-        let facts = silent(RecvTimeoutError::Timeout, Duration::from_secs(5), &watched);
+        let facts = silent(Silence::Hung { call: watched.call(), after_ms: 5000 });
         let hung = NvmlState::Hung { call: hangs.to_owned(), after_ms: 5000 };
         assert_eq!(facts.state.value(), Some(&hung));
     }

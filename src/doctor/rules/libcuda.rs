@@ -44,13 +44,18 @@ fn failed_with(node: &NodeFacts) -> Option<u32> {
 
 /// Judges the path of libcuda and the code that `cuInit` gave.
 fn judge(node: &NodeFacts, marks: &str, codes: &[u32], texts: [String; 3]) -> Outcome {
-    let fact = &node.driver.libcuda_path;
-    let path = fact.get()?;
-    let Some(path) = path else {
-        return Err(Stop::skip("the loader finds no libcuda.so.1: see nvml-unavailable"));
+    // The file that was loaded; before that, the one that the loader should find.
+    let loaded = &node.cuda.library_path;
+    let found = &node.driver.libcuda_path;
+    let (path, from) = match (loaded.value(), found.get()?) {
+        (Some(path), _) => (path, loaded.from()),
+        (None, Some(path)) => (path, found.from()),
+        (None, None) => {
+            return Err(Stop::skip("the loader finds no libcuda.so.1: see nvml-unavailable"));
+        }
     };
     let code = failed_with(node).filter(|code| codes.contains(code));
-    let evidence = Evidence::of(fact, path.as_str(), format!("not in {marks}"));
+    let evidence = Evidence::new(from, path.as_str(), format!("not in {marks}"));
     let [what, impact, fix] = texts;
     let shadowed = path.contains(marks);
     // The compatibility library is right when CUDA starts with it.

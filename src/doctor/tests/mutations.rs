@@ -180,13 +180,13 @@ pub(super) const MUTATIONS: &[(&str, Mutation)] = &[
         change(&mut first(s).trainer.sha256, |hash| "ef".repeat(32).clone_into(hash));
     }),
     ("forward-compat-shadow", |s, _d| {
-        change(&mut first(s).driver.libcuda_path, |path| {
-            *path = Some("/usr/local/cuda/compat/libcuda.so.580.65.06".to_owned());
+        change(&mut first(s).cuda.library_path, |path| {
+            "/usr/local/cuda/compat/libcuda.so.580.65.06".clone_into(path);
         });
     }),
     ("stub-libcuda", |s, _d| {
-        change(&mut first(s).driver.libcuda_path, |path| {
-            *path = Some("/usr/local/cuda/lib64/stubs/libcuda.so".to_owned());
+        change(&mut first(s).cuda.library_path, |path| {
+            "/usr/local/cuda/lib64/stubs/libcuda.so".clone_into(path);
         });
     }),
     ("dtype-unsupported", |s, _d| {

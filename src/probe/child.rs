@@ -1,0 +1,201 @@
+//! Asks the driver in a process of its own.
+//!
+//! A driver that wedges never returns from a call, and a thread that hangs in the kernel keeps
+//! its whole process from ending; a broken library may also crash its caller. So the doctor
+//! starts itself again for the driver calls, and kills that process when it stays silent. The
+//! child says each call before it makes it: the last one is the one that hangs.
+
+use std::{
+    io::{self, BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde::de::DeserializeOwned;
+
+use super::{Progress, cuda, nvml};
+
+/// Longest silence: the time of one call, which takes milliseconds on a healthy driver.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Longest time in all, for drivers that are slow at every call.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// A library of the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DriverLibrary {
+    /// `libnvidia-ml.so.1`.
+    Nvml,
+    /// `libcuda.so.1`.
+    Cuda,
+}
+
+impl DriverLibrary {
+    /// The argument that names it to the child.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DriverLibrary::Nvml => "nvml",
+            DriverLibrary::Cuda => "cuda",
+        }
+    }
+}
+
+/// Why the child has no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Silence {
+    Hung { call: String, after_ms: u64 },
+    Crashed { message: String },
+}
+
+/// A child that was started and not yet listened to.
+pub(super) struct Question {
+    child: io::Result<Child>,
+}
+
+/// Starts `program probe-driver LIBRARY`.
+pub(super) fn start(program: &Path, library: DriverLibrary) -> Question {
+    let child = Command::new(program)
+        .args(["probe-driver", library.name()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn();
+    Question { child }
+}
+
+impl Question {
+    /// Waits for the answer.
+    pub(super) fn answer<T: DeserializeOwned>(self) -> Result<T, Silence> {
+        self.answer_within(SILENCE)
+    }
+
+    fn answer_within<T: DeserializeOwned>(self, silence: Duration) -> Result<T, Silence> {
+        let crashed = |message: String| Silence::Crashed { message };
+        let mut child =
+            self.child.map_err(|error| crashed(format!("it did not start: {error}")))?;
+        let lines = lines(&mut child);
+        let answer = listen(&lines, silence);
+        // A process that hangs in the kernel dies only when its call returns, if ever: it is
+        // not waited for then.
+        let _dead_already = child.kill();
+        match answer {
+            Ok(json) => {
+                let _reaped = child.wait();
+                serde_json::from_str(&json).map_err(|error| crashed(error.to_string()))
+            }
+            Err(Heard::Silent { call, after_ms }) => Err(Silence::Hung { call, after_ms }),
+            Err(Heard::Ended { call }) => {
+                let status = child.wait().map_or_else(|e| e.to_string(), |s| s.to_string());
+                Err(crashed(format!("{status} in {call}")))
+            }
+        }
+    }
+}
+
+enum Heard {
+    Silent { call: String, after_ms: u64 },
+    Ended { call: String },
+}
+
+fn lines(child: &mut Child) -> Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    if let Some(stdout) = child.stdout.take() {
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+    }
+    receiver
+}
+
+fn listen(lines: &Receiver<String>, silence: Duration) -> Result<String, Heard> {
+    let begin = Instant::now();
+    let mut call = "its start".to_owned();
+    loop {
+        let since = Instant::now();
+        match lines.recv_timeout(silence) {
+            Ok(line) => {
+                if let Some(json) = line.strip_prefix("answer ") {
+                    return Ok(json.to_owned());
+                }
+                line.strip_prefix("call ").unwrap_or(&line).clone_into(&mut call);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                return Err(Heard::Silent { call, after_ms: millis(since) });
+            }
+            Err(RecvTimeoutError::Disconnected) => return Err(Heard::Ended { call }),
+        }
+        if LONGEST < begin.elapsed() {
+            return Err(Heard::Silent { call, after_ms: millis(begin) });
+        }
+    }
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The child's side: makes the calls, tells `say` each before, and gives the answer, one line.
+pub fn serve(library: DriverLibrary, mut say: impl FnMut(&str) + Send + 'static) -> String {
+    let progress = Progress::to(move |call| say(&format!("call {call}")));
+    let json = match library {
+        DriverLibrary::Nvml => {
+            serde_json::to_string(&nvml::read(nvml::LIBRARY.as_ref(), &progress))
+        }
+        DriverLibrary::Cuda => {
+            serde_json::to_string(&cuda::read(cuda::LIBRARY.as_ref(), &progress))
+        }
+    };
+    format!("answer {}", json.expect("plain data"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, os::unix::fs::PermissionsExt};
+
+    use super::*;
+    use crate::facts::{CudaFacts, NvmlFacts};
+
+    /// A program that does what `script` says when it is asked.
+    fn program(script: &str) -> tempfile::TempPath {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "#!/bin/sh\n{script}").unwrap();
+        let path = file.into_temp_path();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[test]
+    fn an_answer_is_read_back() {
+        let answer = serve(DriverLibrary::Nvml, |call| assert!(call.starts_with("call ")));
+        let said = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(said.path(), answer).unwrap();
+        let program = program(&format!("cat {}", said.path().display()));
+        let read: NvmlFacts = start(&program, DriverLibrary::Nvml).answer().unwrap();
+        assert!(read.state.get().is_ok());
+    }
+
+    #[test]
+    fn a_call_that_hangs_is_named_and_its_process_killed() {
+        let program = program("echo call cuInit; exec sleep 600");
+        let begin = Instant::now();
+        let silence = start(&program, DriverLibrary::Cuda)
+            .answer_within::<CudaFacts>(Duration::from_millis(500))
+            .unwrap_err();
+        assert!(matches!(&silence, Silence::Hung { call, .. } if call == "cuInit"), "{silence:?}");
+        assert!(begin.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_crash_says_where() {
+        let program = program("echo call nvmlInit_v2; kill -SEGV $$");
+        let silence = start(&program, DriverLibrary::Nvml).answer::<NvmlFacts>().unwrap_err();
+        let Silence::Crashed { message } = silence else { panic!("{silence:?}") };
+        assert!(message.contains("signal: 11") && message.contains("nvmlInit_v2"), "{message}");
+    }
+}
