@@ -237,6 +237,13 @@ fn a_folder_is_read_in_place_of_the_machine() {
 }
 
 #[test]
+fn the_list_in_the_documents_is_current() {
+    let document = fs::read_to_string("docs/checks.md").unwrap();
+    let list = text(&qvl(&["doctor", "list"]));
+    assert!(document.contains(&list), "copy the output of `qvl doctor list` to docs/checks.md");
+}
+
+#[test]
 fn wrong_names_get_the_nearest_one() {
     let output = qvl(&["doctor", "explain", "shm-smal"]);
     assert_eq!(output.status.code(), Some(2));

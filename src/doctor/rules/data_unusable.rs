@@ -18,7 +18,7 @@ pub(super) static RULE: Rule = Rule {
 
 fn check(demand: &Demand) -> Outcome {
     let Some(data) = &demand.data else {
-        return Err(Stop::skip("the data was not looked at (--job FILE)"));
+        return Err(Stop::skip("no job was given (--job FILE)"));
     };
     let text = format!("{} blocking, {} warnings", data.blocking, data.warnings);
     let evidence = Evidence::new("qvl data lint", text.as_str(), "0 blocking");

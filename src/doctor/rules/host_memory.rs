@@ -94,7 +94,7 @@ fn cgroup(node: &NodeFacts, demand: &Demand) -> Outcome {
 
 fn host_memory(node: &NodeFacts, demand: &Demand) -> Outcome {
     let Some((need, how)) = demand.host_memory_bytes(node) else {
-        return Err(Stop::skip("no job was given, so nothing to fit in (--job FILE)"));
+        return Err(Stop::skip("no job was given (--job FILE)"));
     };
     let fact = &node.memory.available_bytes;
     let free = *fact.get()?;

@@ -40,7 +40,7 @@ const CONTEXT_BYTES: u64 = 1 << 30;
 
 fn too_small(node: &NodeFacts, demand: &Demand) -> Outcome {
     let Some(estimate) = demand.rank_memory_bytes else {
-        return Err(Stop::skip("no job was given, so nothing to fit in (--job FILE)"));
+        return Err(Stop::skip("no job was given (--job FILE)"));
     };
     let need = estimate + CONTEXT_BYTES;
     let texts = Texts {

@@ -46,11 +46,20 @@ fn unwritable(node: &NodeFacts, demand: &Demand) -> Outcome {
         if fine {
             continue;
         }
+        let is_missing = !write && folder.nearest != folder.path;
         judgement.problems.push(Problem {
             severity: Severity::Block,
-            what: format!("`{}` ({}) cannot be {verb} by this user", folder.path, place(folder)),
+            what: if is_missing {
+                format!("`{}` ({}) does not exist", folder.path, place(folder))
+            } else {
+                format!("`{}` ({}) cannot be {verb} by this user", folder.path, place(folder))
+            },
             impact: format!("{} fails when it opens or saves a file there", demand.name()),
-            fix: format!("give this user access to `{}`, or name another folder", folder.nearest),
+            fix: if is_missing {
+                "correct the path in the job file, or put the file there".to_owned()
+            } else {
+                format!("give this user access to `{}`, or name another folder", folder.nearest)
+            },
             see: format!("ls -ld '{}'; id", folder.nearest),
         });
     }
