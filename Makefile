@@ -9,7 +9,7 @@ BUILD := $(or $(CARGO_TARGET_DIR),$(QVL_CACHE)/target)
 demo: setup-data build
 	examples/digits/demo
 
-test: setup lint without-trainer
+test: setup lint without-trainer check-cuda
 	cargo test --release --workspace
 	@echo "all tests passed"
 
