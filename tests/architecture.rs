@@ -30,6 +30,7 @@ const PURE_FILES: &[&str] = &[
     "src/data/boxes.rs",
     "src/data/chatml",
     "src/launch/ladder.rs",
+    "src/launch/pulse.rs",
     "src/telemetry/stats.rs",
     "src/train/order.rs",
 ];

@@ -12,23 +12,35 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{CliError, home};
+use super::{CliError, home, view::clock};
 use crate::{
     launch::{
         registry,
-        state::{RunState, Status},
+        state::{Incident, RankState, RunState, Status},
+        supervisor,
     },
     wire::ExitStatus,
 };
 
 /// A run has this long to save and stop.
 const STOP_WITHIN: Duration = Duration::from_secs(120);
+/// A rank without a supervisor has this long to save and stop.
+const ORPHAN_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
 pub struct PsArgs {
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// Name of the job, or its output folder.
+    name: String,
+    /// Kill the ranks at once; what was done since the newest checkpoint is lost.
+    #[arg(long)]
+    now: bool,
 }
 
 #[derive(Debug, Args)]
@@ -42,7 +54,7 @@ pub struct NameArgs {
 
 /// The run of that name.
 pub(super) fn find(name: &str) -> Result<RunState, CliError> {
-    registry::find(&home::jobs(), name).ok_or_else(|| {
+    registry::find(&home::jobs(), name)?.ok_or_else(|| {
         CliError::new(ExitStatus::JobNotFound, format!("no run named `{name}`"))
             .hint("`qvl ps` lists the runs; a run is also found by its output folder")
     })
@@ -69,19 +81,39 @@ pub(super) fn ps(args: &PsArgs, out: &mut impl Write) -> Result<ExitStatus, CliE
         writeln!(out, "no runs; `qvl launch JOB.yaml --local` starts one")?;
         return Ok(ExitStatus::Success);
     }
-    let name_width = runs.iter().map(|run| run.name.len()).max().unwrap_or(4).max(4);
-    writeln!(out, "{:<name_width$}  STATUS     STEP           LOSS    ATTEMPT  OUTPUT", "NAME")?;
-    for run in &runs {
-        let step = format!("{}/{}", run.step, run.total_steps);
-        let loss = run.loss.map_or("-".to_owned(), |loss| format!("{loss:.3}"));
-        let (name, status, attempt) = (&run.name, word(run), run.attempt);
-        let output = run.output.display();
-        writeln!(
-            out,
-            "{name:<name_width$}  {status:<9}  {step:<13}  {loss:<6}  {attempt:<7}  {output}"
-        )?;
-    }
+    let titles = ["NAME", "STATUS", "STEP", "LOSS", "ATTEMPT", "CHANGED", "OUTPUT"];
+    let mut rows = vec![titles.map(str::to_owned)];
+    rows.extend(runs.iter().map(|run| {
+        [
+            run.name.clone(),
+            word(run).to_owned(),
+            format!("{}/{}", run.step, run.total_steps),
+            run.loss.map_or("-".to_owned(), |loss| format!("{loss:.3}")),
+            run.attempt.to_string(),
+            ago(run.updated_ms),
+            run.output.display().to_string(),
+        ]
+    }));
+    print_table(&rows, out)?;
     Ok(ExitStatus::Success)
+}
+
+/// Columns as wide as their widest cell; the last one has no end.
+fn print_table(rows: &[[String; 7]], out: &mut impl Write) -> std::io::Result<()> {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..6).map(|column| width(column).unwrap_or(0)).collect();
+    for row in rows {
+        for (cell, width) in row.iter().zip(&widths) {
+            write!(out, "{cell:<width$}  ")?;
+        }
+        writeln!(out, "{}", row[6])?;
+    }
+    Ok(())
+}
+
+fn ago(time_ms: u64) -> String {
+    let seconds = supervisor::now_ms().saturating_sub(time_ms) / 1000;
+    format!("{} ago", clock(seconds as f64))
 }
 
 pub(super) fn status(args: &NameArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
@@ -101,57 +133,111 @@ pub(super) fn status(args: &NameArgs, out: &mut impl Write) -> Result<ExitStatus
 
 fn describe(run: &RunState, out: &mut impl Write) -> std::io::Result<()> {
     writeln!(out, "{}: {}", run.name, word(run))?;
-    writeln!(out, "  step        {} of {}", run.step, run.total_steps)?;
+    let mut row = |name: &str, value: String| writeln!(out, "  {name:<11} {value}");
+    row("step", format!("{} of {}", run.step, run.total_steps))?;
     if let Some(loss) = run.loss {
-        writeln!(out, "  loss        {loss:.4}")?;
+        row("loss", format!("{loss:.4}"))?;
     }
-    writeln!(out, "  attempt     {}", run.attempt)?;
+    row("changed", ago(run.updated_ms))?;
+    row("attempt", run.attempt.to_string())?;
     for rank in &run.ranks {
-        writeln!(out, "  rank {:<6} process {}, {}", rank.rank, rank.pid, rank.phase)?;
+        row(&format!("rank {}", rank.rank), format!("process {}, {}", rank.pid, rank.phase))?;
     }
     if let Some(checkpoint) = &run.checkpoint {
-        writeln!(out, "  checkpoint  {checkpoint}")?;
+        row("checkpoint", checkpoint.clone())?;
     }
     if let Some(result) = &run.result {
-        writeln!(out, "  result      {result}")?;
+        row("result", result.clone())?;
     }
     for incident in &run.incidents {
-        let after = if incident.restarted { "restarted" } else { "gave up" };
-        writeln!(
-            out,
-            "  incident    attempt {}, step {}: rank {} {} ({after})",
-            incident.attempt, incident.step, incident.culprit, incident.what
+        let Incident { attempt, culprit, what, step, restarted, .. } = incident;
+        let after = if *restarted { "restarted" } else { "gave up" };
+        row(
+            "incident",
+            format!("attempt {attempt}, step {step}: rank {culprit} {what} ({after})"),
         )?;
     }
-    writeln!(out, "  output      {}", run.output.display())?;
+    if let Some(why) = &run.why {
+        row("why", why.clone())?;
+    }
+    row("output", run.output.display().to_string())?;
+    let (name, supervisor) = (&run.name, run.supervisor);
+    let orphans = run.orphans();
     if run.status == Status::Running && !run.is_alive() {
-        writeln!(
-            out,
-            "\nits supervisor (process {}) is gone; `qvl resume {}` goes on",
-            run.supervisor, run.name
-        )?;
+        writeln!(out, "\nits supervisor (process {supervisor}) is gone")?;
+    }
+    if !orphans.is_empty() {
+        writeln!(out, "{} still run without it; `qvl stop {name}` ends them", processes(&orphans))?;
+    }
+    if run.status != Status::Succeeded && !run.is_alive() {
+        writeln!(out, "\nhint: `qvl resume {name}` goes on from the newest checkpoint")?;
     }
     Ok(())
 }
 
-pub(super) fn stop(args: &NameArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
+fn processes(ranks: &[&RankState]) -> String {
+    let list: Vec<String> =
+        ranks.iter().map(|rank| format!("rank {} (process {})", rank.rank, rank.pid)).collect();
+    list.join(", ")
+}
+
+pub(super) fn stop(args: &StopArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
     let run = find(&args.name)?;
     if !run.is_alive() {
+        end_orphans(&run, out)?;
         writeln!(out, "{} does not run ({})", run.name, word(&run))?;
         return Ok(ExitStatus::Success);
     }
-    let pid = i32::try_from(run.supervisor).unwrap_or(0);
-    kill(Pid::from_raw(pid), Signal::SIGTERM)
-        .map_err(|error| CliError::of(ExitStatus::Unreachable, error))?;
+    signal(run.supervisor, Signal::SIGTERM)?;
     let until = Instant::now() + STOP_WITHIN;
     while Instant::now() < until {
         let now = RunState::read(&run.output)?;
         if now.status != Status::Running || !now.is_alive() {
-            writeln!(out, "{} stopped at step {} of {}", now.name, now.step, now.total_steps)?;
+            let (name, step, total) = (&now.name, now.step, now.total_steps);
+            writeln!(out, "{name} {} at step {step} of {total}", word(&now))?;
             return Ok(ExitStatus::Success);
         }
         thread::sleep(Duration::from_millis(100));
+        if args.now {
+            signal(run.supervisor, Signal::SIGTERM)?;
+        }
     }
     Err(CliError::new(ExitStatus::JobRunning, format!("`{}` still runs", run.name))
-        .hint("it may be saving a large checkpoint; look at `qvl status` again"))
+        .hint("it may be saving a large checkpoint: look at `qvl status` again")
+        .hint(format!("`qvl stop --now {}` kills its ranks", run.name)))
+}
+
+/// Ends ranks whose supervisor is gone: they would compute, and hold memory, for nothing.
+pub(super) fn end_orphans(run: &RunState, out: &mut impl Write) -> Result<(), CliError> {
+    let orphans = run.orphans();
+    if orphans.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "ending {}, whose supervisor is gone", processes(&orphans))?;
+    let deadline = Instant::now() + ORPHAN_WITHIN;
+    for rank in &orphans {
+        signal(rank.pid, Signal::SIGTERM)?;
+    }
+    while orphans.iter().any(|rank| rank.is_alive()) {
+        if deadline < Instant::now() {
+            for rank in orphans.iter().filter(|rank| rank.is_alive()) {
+                signal(rank.pid, Signal::SIGKILL)?;
+            }
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// A process that has ended in this moment has what it was told.
+fn signal(pid: u32, signal: Signal) -> Result<(), CliError> {
+    let number = i32::try_from(pid).unwrap_or(0);
+    match kill(Pid::from_raw(number), signal) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+        Err(error) => {
+            let what = format!("failed to signal process {pid}");
+            Err(CliError::of(ExitStatus::Unreachable, anyhow::Error::new(error).context(what))
+                .hint("it belongs to another user"))
+        }
+    }
 }

@@ -2,15 +2,7 @@
 
 use std::{
     fs,
-    io::{IsTerminal, Write},
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
 };
 
 use clap::{Args, ValueEnum};
@@ -18,17 +10,11 @@ use clap::{Args, ValueEnum};
 use super::{
     CliError,
     doctor::{self, Gate},
-    home, jobs, plan, report,
-    view::View,
+    jobs, plan, report, supervise,
 };
 use crate::{
     job::FineTuneJob,
-    launch::{
-        attempt::Request,
-        registry,
-        state::{RunState, Status},
-        supervisor::{self, Launch},
-    },
+    launch::state::{RunState, Status},
     wire::ExitStatus,
 };
 
@@ -37,7 +23,7 @@ use crate::{
 pub(super) enum Output {
     /// A progress bar on a terminal, a line for each change otherwise.
     Text,
-    /// The event stream, one JSON object per line.
+    /// The event stream, one JSON object per line; `qvl schema events` describes it.
     Json,
 }
 
@@ -73,13 +59,16 @@ pub struct ResumeArgs {
 }
 
 #[derive(Debug, Args)]
-struct How {
+pub(super) struct How {
     /// How progress is shown.
     #[arg(long, value_enum, default_value_t = Output::Text)]
-    output: Output,
+    pub output: Output,
     /// Start in the background and return at once.
     #[arg(long)]
-    detach: bool,
+    pub detach: bool,
+    /// This process is the supervisor that `--detach` started.
+    #[arg(long, hide = true)]
+    pub background: bool,
     /// The trainer to start, instead of the `qvl-train` beside this program.
     #[arg(long, value_name = "FILE", env = "QVL_TRAIN_BIN")]
     trainer: Option<PathBuf>,
@@ -109,6 +98,9 @@ pub(super) fn run(args: &LaunchArgs) -> Result<ExitStatus, CliError> {
         )
         .hint("`qvl data lint` shows all of them"));
     }
+    if args.how.output == Output::Text {
+        plan::print(&planned, &mut anstream::stdout())?;
+    }
     // The event stream has stdout to itself.
     let mut out = anstream::stderr();
     let gate = doctor::gate(&planned, &folder, &trainer, &args.allow_unknown, &mut out)?;
@@ -119,9 +111,6 @@ pub(super) fn run(args: &LaunchArgs) -> Result<ExitStatus, CliError> {
     let job = with_absolute_paths(job, &folder);
     let output = PathBuf::from(&job.spec.output);
     prepare_output(&output, args.overwrite)?;
-    if args.how.output == Output::Text {
-        plan::print(&planned, &mut anstream::stdout())?;
-    }
     let saved = [
         (report::FACTS_FILE, facts),
         (report::DOCTOR_FILE, verdict),
@@ -134,8 +123,7 @@ pub(super) fn run(args: &LaunchArgs) -> Result<ExitStatus, CliError> {
     let text =
         serde_saphyr::to_string(&job).map_err(|error| CliError::of(ExitStatus::Internal, error))?;
     fs::write(&job_path, text)?;
-    registry::remember(&home::jobs(), &job.metadata.name, &output)?;
-    start(&job, &job_path, trainer, 1, &args.how)
+    supervise::start(&job, &job_path, trainer, 1, &args.how)
 }
 
 pub(super) fn resume(args: &ResumeArgs) -> Result<ExitStatus, CliError> {
@@ -150,109 +138,9 @@ pub(super) fn resume(args: &ResumeArgs) -> Result<ExitStatus, CliError> {
     }
     let job_path = run.output.join("job.yaml");
     let job = plan::read_job(&job_path, args.gpus)?;
-    start(&job, &job_path, trainer(args.how.trainer.as_deref())?, run.attempt + 1, &args.how)
-}
-
-/// Supervises the run in this process, or in one of its own.
-fn start(
-    job: &FineTuneJob,
-    job_path: &Path,
-    trainer: PathBuf,
-    attempt: u32,
-    how: &How,
-) -> Result<ExitStatus, CliError> {
-    if how.detach {
-        return detach(job, attempt);
-    }
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let shared = cores / job.spec.world.gpus.max(1) as usize;
-    let threads = match job.spec.world.threads {
-        0 => u32::try_from(shared.max(1)).unwrap_or(1),
-        threads => threads,
-    };
-    let launch = Launch {
-        job: job.clone(),
-        job_path: job_path.to_owned(),
-        output: PathBuf::from(&job.spec.output),
-        trainer,
-        threads,
-    };
-    let interrupts = Arc::new(AtomicUsize::new(0));
-    watch_signals(&interrupts)?;
-    let mut view = View::new(how.output, std::io::stderr().is_terminal(), job);
-    let ending = supervisor::supervise(
-        &launch,
-        attempt,
-        |notice| view.show(&notice),
-        || match interrupts.load(Ordering::Relaxed) {
-            0 => Request::Nothing,
-            1 => Request::Stop,
-            _ => Request::Kill,
-        },
-    )?;
-    view.finish(&ending)?;
-    Ok(match ending.state.status {
-        Status::Succeeded => ExitStatus::Success,
-        Status::Stopped => ExitStatus::JobCancelled,
-        Status::Failed | Status::Running => ExitStatus::JobFailed,
-    })
-}
-
-/// Counts Ctrl-C and SIGTERM: the first asks the ranks to save and stop, the second kills them.
-fn watch_signals(interrupts: &Arc<AtomicUsize>) -> Result<(), CliError> {
-    let signals = [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM];
-    let mut signals = signal_hook::iterator::Signals::new(signals)?;
-    let interrupts = Arc::clone(interrupts);
-    thread::spawn(move || {
-        for _signal in &mut signals {
-            interrupts.fetch_add(1, Ordering::Relaxed);
-        }
-    });
-    Ok(())
-}
-
-/// Starts `qvl resume` as a process that outlives this terminal.
-fn detach(job: &FineTuneJob, attempt: u32) -> Result<ExitStatus, CliError> {
-    let output = PathBuf::from(&job.spec.output);
-    let log = fs::File::create(output.join("supervisor.log"))?;
-    if attempt == 1 {
-        initial_state(job, &output).write()?;
-    }
-    let program = std::env::current_exe()?;
-    Command::new(program)
-        .arg("resume")
-        .arg(&output)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .process_group(0)
-        .spawn()?;
-    let name = &job.metadata.name;
-    writeln!(
-        anstream::stdout(),
-        "{name} runs in the background; `qvl status {name}`, `qvl logs -f {name}`, `qvl stop {name}`"
-    )?;
-    Ok(ExitStatus::JobRunning)
-}
-
-fn initial_state(job: &FineTuneJob, output: &Path) -> RunState {
-    RunState {
-        name: job.metadata.name.clone(),
-        output: output.to_owned(),
-        status: Status::Stopped,
-        supervisor: 0,
-        supervisor_start: 0,
-        started_ms: supervisor::now_ms(),
-        updated_ms: supervisor::now_ms(),
-        attempt: 0,
-        ranks: Vec::new(),
-        step: 0,
-        total_steps: 0,
-        loss: None,
-        checkpoint: None,
-        result: None,
-        incidents: Vec::new(),
-    }
+    let trainer = trainer(args.how.trainer.as_deref())?;
+    jobs::end_orphans(&run, &mut anstream::stderr())?;
+    supervise::start(&job, &job_path, trainer, run.attempt + 1, &args.how)
 }
 
 /// The trainer beside this program.

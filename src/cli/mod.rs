@@ -9,8 +9,10 @@ mod jobs;
 mod launch;
 mod logs;
 mod plan;
+mod plan_text;
 mod report;
 mod schema;
+mod supervise;
 mod view;
 
 pub use error::CliError;
@@ -47,7 +49,7 @@ pub enum Command {
     /// Show the logs of all ranks of a run, merged by time.
     Logs(logs::LogsArgs),
     /// Ask a run to save a checkpoint and stop.
-    Stop(jobs::NameArgs),
+    Stop(jobs::StopArgs),
     /// Go on with a stopped or failed run from its newest checkpoint.
     Resume(launch::ResumeArgs),
     /// Write the report of a run: one HTML file with curves, numbers and pictures.

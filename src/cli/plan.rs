@@ -13,13 +13,13 @@ use crate::{
     job::{
         self, Compute, Dtype, FineTuneJob,
         memory::{self, MemoryPlan, ModelShape},
-        schedule,
+        plan::{JobPlan, SetFacts},
     },
     wire::ExitStatus,
 };
 
-/// Width of the learning-rate picture.
-const COLUMNS: u64 = 60;
+/// Findings of the lint that a plan repeats.
+const FINDINGS: usize = 5;
 
 #[derive(Debug, Args)]
 pub struct PlanArgs {
@@ -28,9 +28,18 @@ pub struct PlanArgs {
     /// Number of ranks, instead of `spec.world.gpus`.
     #[arg(long)]
     gpus: Option<u32>,
-    /// Print JSON instead of text.
+    /// Form of the plan.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// The same as `--format json`.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Text,
+    Json,
 }
 
 /// Reads, parses and checks a job file; `gpus` replaces its number of ranks.
@@ -38,6 +47,7 @@ pub(super) fn read_job(path: &Path, gpus: Option<u32>) -> Result<FineTuneJob, Cl
     let text = std::fs::read_to_string(path).map_err(|error| {
         let what = format!("failed to read job file `{}`", path.display());
         CliError::of(ExitStatus::Usage, anyhow::Error::new(error).context(what))
+            .hint("`qvl explain job` describes the format")
     })?;
     let parsed = |text: &str| {
         job::parse(text, &path.display().to_string())
@@ -58,17 +68,7 @@ pub(super) struct Plan {
     pub shape: ModelShape,
     pub memory: MemoryPlan,
     pub data: LintReport,
-    pub stages: Vec<StageLine>,
-}
-
-/// One stage of a plan.
-#[derive(Clone, Debug, serde::Serialize)]
-pub(super) struct StageLine {
-    pub name: String,
-    pub samples: u64,
-    pub steps: u64,
-    pub warmup_steps: u64,
-    pub peak: f64,
+    pub steps: JobPlan,
 }
 
 /// Makes the plan of a job whose paths are relative to `folder`.
@@ -82,32 +82,51 @@ pub(super) fn make(job: FineTuneJob, folder: &Path) -> Result<Plan, CliError> {
         let hint = error.hint();
         CliError::of(ExitStatus::Usage, error).hint(hint)
     })?;
-    let trained = data.files.iter().filter(|file| file.purpose == Purpose::Train);
-    let longest = trained.map(|file| file.max_tokens).max().unwrap_or(0).max(1);
+    let sets = set_facts(&job, &files, &data);
+    let longest = sets.iter().map(|set| set.max_tokens).max().unwrap_or(0).max(1);
     let dtype = match (job.spec.model.dtype, job.spec.world.compute) {
         (Dtype::Auto, Compute::Cpu) => Dtype::F32,
         (Dtype::Auto, Compute::Auto | Compute::Cuda) => Dtype::Bf16,
         (chosen, _) => chosen,
     };
-    let memory = memory::plan(&job, &shape, longest as u64, dtype);
-    let stages = job.spec.stages.iter().map(|stage| stage_line(&job, stage, &data)).collect();
-    Ok(Plan { job, shape, memory, data, stages })
+    let memory = memory::plan(&job, &shape, longest, dtype);
+    let mut steps = job::plan::plan(&job, &sets);
+    steps.warnings.extend(data_warnings(&data));
+    Ok(Plan { job, shape, memory, data, steps })
 }
 
-fn stage_line(job: &FineTuneJob, stage: &job::Stage, data: &LintReport) -> StageLine {
-    let wanted = |name: &String| stage.sets.as_ref().is_none_or(|sets| sets.contains(name));
-    let sets = job.spec.data.train.iter().zip(&data.files);
-    let samples: usize =
-        sets.filter(|(set, _file)| wanted(&set.name)).map(|(_set, file)| file.samples).sum();
-    let steps = schedule::stage_steps(stage, samples as u64, job.spec.batch.global);
-    let chosen = stage.schedule.as_ref().unwrap_or(&job.spec.schedule);
-    StageLine {
-        name: stage.name.clone(),
-        samples: samples as u64,
-        steps,
-        warmup_steps: schedule::warmup_steps(chosen, steps),
-        peak: stage.learning_rate.unwrap_or(job.spec.optimizer.learning_rate),
+/// The numbers of each training set. A file that could not be read has none; the lint says why.
+fn set_facts(job: &FineTuneJob, files: &[PathBuf], data: &LintReport) -> Vec<SetFacts> {
+    let sets = job.spec.data.train.iter().zip(files);
+    sets.map(|(set, path)| {
+        let path = path.display().to_string();
+        let measured = data.files.iter().find(|file| file.file == path);
+        SetFacts {
+            name: set.name.clone(),
+            samples: measured.map_or(0, |file| file.samples as u64),
+            mean_tokens: measured.map_or(0.0, |file| file.mean_tokens),
+            max_tokens: measured.map_or(0, |file| file.max_tokens as u64),
+        }
+    })
+    .collect()
+}
+
+/// Findings of the lint, the first few in full.
+fn data_warnings(data: &LintReport) -> Vec<String> {
+    let findings = data.findings.iter().map(|finding| {
+        let sample = match finding.sample.as_str() {
+            "" => String::new(),
+            id => format!(" `{id}`"),
+        };
+        format!("data: {}{sample}: {}", finding.file, finding.what)
+    });
+    let mut warnings: Vec<String> = findings.collect();
+    if FINDINGS < warnings.len() {
+        let more = warnings.len() - FINDINGS;
+        warnings.truncate(FINDINGS);
+        warnings.push(format!("data: {more} findings more; `qvl data lint` shows all"));
     }
+    warnings
 }
 
 /// The numbers of `config.json` that decide memory.
@@ -158,10 +177,20 @@ pub(super) fn json(plan: &Plan) -> String {
     serde_json::to_string_pretty(&value).expect("plain data")
 }
 
+/// The plan for programs.
+pub(super) fn json(plan: &Plan) -> String {
+    let value = serde_json::json!({"v": 1, "job": plan.job, "plan": plan.steps,
+        "memory": plan.memory.components, "memoryTotalBytes": plan.memory.total(),
+        "parameters": plan.shape.parameters(),
+        "trainedParameters": memory::trained_parameters(&plan.job, &plan.shape),
+        "data": plan.data.files});
+    serde_json::to_string_pretty(&value).expect("plain data")
+}
+
 pub(super) fn run(args: &PlanArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
     let job = read_job(&args.job, args.gpus)?;
     let plan = make(job, args.job.parent().unwrap_or(Path::new(".")))?;
-    if args.json {
+    if args.json || args.format == Format::Json {
         writeln!(out, "{}", json(&plan))?;
     } else {
         print(&plan, out)?;
@@ -169,150 +198,4 @@ pub(super) fn run(args: &PlanArgs, out: &mut impl Write) -> Result<ExitStatus, C
     Ok(if plan.data.blocks() { ExitStatus::Blocked } else { ExitStatus::Success })
 }
 
-/// The plan for a person.
-pub(super) fn print(plan: &Plan, out: &mut impl Write) -> std::io::Result<()> {
-    let spec = &plan.job.spec;
-    let (gpus, global, unit) = (spec.world.gpus, spec.batch.global, spec.batch.unit);
-    let total: u64 = plan.stages.iter().map(|stage| stage.steps).sum();
-    writeln!(out, "plan of {}", plan.job.metadata.name)?;
-    writeln!(
-        out,
-        "  ranks        {gpus}, each {:.1} units of {unit} samples a step",
-        f64::from(global / unit) / f64::from(gpus)
-    )?;
-    writeln!(out, "  batch        {global} samples a step, the same on any number of ranks")?;
-    let trained = memory::trained_parameters(&plan.job, &plan.shape);
-    writeln!(out, "  trained      {trained} of {} parameters", plan.shape.parameters())?;
-    for stage in &plan.stages {
-        let StageLine { name, samples, steps, warmup_steps, peak } = stage;
-        let epochs = *steps as f64 * f64::from(global) / (*samples).max(1) as f64;
-        writeln!(
-            out,
-            "  stage        {name}: {steps} steps = {epochs:.2} epochs of {samples} samples; warm-up {warmup_steps} steps to {peak:.1e}"
-        )?;
-    }
-    writeln!(out, "  saves        {}", saves(spec.checkpoint.every_steps, total))?;
-    writeln!(out, "  evaluations  {}", evaluations(spec, total))?;
-    for file in plan.data.files.iter().filter(|file| 0 < file.max_tokens) {
-        let padded = f64::from(spec.data.max_length) / file.mean_tokens.max(1.0);
-        writeln!(
-            out,
-            "  tokens       {}: mean {:.0}, longest {}; padding to maxLength would cost {padded:.1}x",
-            file.file, file.mean_tokens, file.max_tokens
-        )?;
-    }
-    writeln!(out, "\nmemory per rank")?;
-    for part in &plan.memory.components {
-        writeln!(out, "  {:<34} {:>10}  {}", part.name, human(part.bytes), part.from)?;
-    }
-    writeln!(
-        out,
-        "  {:<34} {:>10}  estimate; a CUDA context and libraries need about 1 GiB more",
-        "total",
-        human(plan.memory.total())
-    )?;
-    writeln!(out, "\nlearning rate over {total} steps")?;
-    for row in chart(plan, total) {
-        writeln!(out, "  {row}")?;
-    }
-    for warning in warnings(plan) {
-        writeln!(out, "\nwarning: {warning}")?;
-    }
-    Ok(())
-}
-
-fn saves(every: u64, total: u64) -> String {
-    match total.checked_div(every) {
-        None => "at the end of each stage".to_owned(),
-        Some(0) => format!("only at the end: every {every} steps never comes in {total}"),
-        Some(times) => format!("every {every} steps: {times} times"),
-    }
-}
-
-fn evaluations(spec: &job::JobSpec, total: u64) -> String {
-    let sets = spec.data.eval.len();
-    let start = if spec.evaluation.at_start { "before the first step, " } else { "" };
-    match total.checked_div(spec.evaluation.every_steps) {
-        None | Some(0) => format!("{sets} sets {start}at the end"),
-        Some(times) => format!("{sets} sets {start}{times} times on the way, and at the end"),
-    }
-}
-
-/// What a user should know before he starts.
-fn warnings(plan: &Plan) -> Vec<String> {
-    let spec = &plan.job.spec;
-    let mut warnings = Vec::new();
-    let total: u64 = plan.stages.iter().map(|stage| stage.steps).sum();
-    if total < spec.checkpoint.every_steps {
-        warnings.push(format!(
-            "no checkpoint before the end: checkpoint.everySteps is {}, the job has {total} steps",
-            spec.checkpoint.every_steps
-        ));
-    }
-    if spec.data.eval.len() < 2 {
-        warnings.push("give a second evaluation set from another distribution: a gain on the first alone may be memory".to_owned());
-    }
-    if spec.data.max_length > 2048 {
-        warnings.push(
-            "samples over 2048 tokens are trained without NTK scaling but used with it".to_owned(),
-        );
-    }
-    for stage in &plan.stages {
-        if stage.steps <= stage.warmup_steps {
-            warnings.push(format!("stage `{}` ends within its warm-up", stage.name));
-        }
-    }
-    for finding in &plan.data.findings {
-        let sample = if finding.sample.is_empty() {
-            String::new()
-        } else {
-            format!(" `{}`", finding.sample)
-        };
-        warnings.push(format!("data: {}{sample}: {}", finding.file, finding.what));
-    }
-    let shown = 8;
-    if shown < warnings.len() {
-        let more = warnings.len() - shown;
-        warnings.truncate(shown);
-        warnings.push(format!("and {more} more; see `qvl data lint`"));
-    }
-    warnings
-}
-
-/// Five lines of blocks.
-fn chart(plan: &Plan, total: u64) -> Vec<String> {
-    let rate = |step: u64| {
-        let mut first = 0;
-        for (stage, line) in plan.job.spec.stages.iter().zip(&plan.stages) {
-            if step < first + line.steps {
-                let chosen = stage.schedule.as_ref().unwrap_or(&plan.job.spec.schedule);
-                return schedule::learning_rate(chosen, line.peak, step - first, line.steps);
-            }
-            first += line.steps;
-        }
-        0.0
-    };
-    let columns = COLUMNS.min(total.max(1));
-    let rates: Vec<f64> = (0..columns).map(|c| rate(c * total / columns)).collect();
-    let peak = rates.iter().fold(1e-30_f64, |max, rate| max.max(*rate));
-    let rows = 5;
-    (0..rows)
-        .map(|row| {
-            let floor = f64::from(rows - 1 - row) / f64::from(rows);
-            let cells = rates.iter().map(|rate| if floor < rate / peak - 1e-9 { '█' } else { ' ' });
-            let label = if row == 0 { format!("{peak:.1e}") } else { String::new() };
-            format!("{label:>8} {}", cells.collect::<String>().trim_end())
-        })
-        .collect()
-}
-
-/// Bytes in the unit that people read.
-pub(super) fn human(bytes: u64) -> String {
-    let units = [("GiB", 1_u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    for (name, size) in units {
-        if size <= bytes {
-            return format!("{:.1} {name}", bytes as f64 / size as f64);
-        }
-    }
-    format!("{bytes} B")
-}
+pub(super) use super::plan_text::{human, print};

@@ -6,7 +6,11 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use super::CliError;
-use crate::{job::FineTuneJob, report, wire::ExitStatus};
+use crate::{
+    job::FineTuneJob,
+    report,
+    wire::{ExitStatus, Record, SupervisorRecord},
+};
 
 #[derive(Debug, Args)]
 pub struct SchemaArgs {
@@ -30,6 +34,19 @@ enum Format {
     Job,
     /// The report of `qvl doctor --format json`.
     Report,
+    /// The lines of `qvl launch --output json`.
+    Events,
+}
+
+/// One line of `qvl launch --output json`.
+#[derive(schemars::JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum Line {
+    /// A rank speaks.
+    Rank(Record),
+    /// The supervisor speaks.
+    Supervisor(SupervisorRecord),
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -42,6 +59,7 @@ pub(super) fn schema(args: &SchemaArgs, out: &mut impl Write) -> Result<ExitStat
     let schema = match args.of {
         Format::Job => schemars::schema_for!(FineTuneJob),
         Format::Report => report::schema(),
+        Format::Events => schemars::schema_for!(Line),
     };
     writeln!(out, "{}", serde_json::to_string_pretty(&schema).expect("plain data"))?;
     Ok(ExitStatus::Success)

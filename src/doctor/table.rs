@@ -64,18 +64,12 @@ const UNNAMED_SXM: [&str; 8] =
 /// From Hopper on, NVML leaves `SXM` out: `NVIDIA H100 80GB HBM3`, `NVIDIA H200`, `NVIDIA B200`
 /// are SXM boards, and the cards are called `NVIDIA H100 PCIe` and `NVIDIA H200 NVL`.
 pub(super) fn has_nvlink(name: &str) -> bool {
-<<<<<<< ours
     if name.contains("PCIe") || name.contains(" NVL") {
         return false;
     }
     let product = name.trim_start_matches("NVIDIA ").trim_start_matches("Tesla ");
     let is_module = ["SXM", "HGX", "DGX", "GB200", "GB300"].iter().any(|m| product.contains(m));
     is_module || UNNAMED_SXM.iter().any(|sxm| product.starts_with(sxm))
-=======
-    let any = |marks: &[&str]| marks.iter().any(|mark| name.contains(mark));
-    any(&["SXM", "HGX", "DGX", "GB200", "GB300", "GH200", "NVL72"])
-        || any(&["HBM3", "H200", "B200", "B300"]) && !any(&["PCIe", "NVL"])
->>>>>>> theirs
 }
 
 /// Whether GPUs of this name are made for data centers: they have ECC, and may use the forward
@@ -165,18 +159,10 @@ mod tests {
 
     #[test]
     fn pcie_cards_are_not_expected_to_have_nvlink() {
-<<<<<<< ours
-        for module in ["NVIDIA A100-SXM4-80GB", "Tesla V100-SXM2-32GB", "NVIDIA H100 80GB HBM3"] {
-            assert!(has_nvlink(module), "{module}");
-        }
-        assert!(has_nvlink("NVIDIA H200") && !has_nvlink("NVIDIA H200 NVL"));
-        assert!(!has_nvlink("NVIDIA H100 PCIe") && !has_nvlink("NVIDIA GeForce RTX 4090"));
-=======
         assert!(has_nvlink("NVIDIA A100-SXM4-80GB"));
         assert!(has_nvlink("NVIDIA H100 80GB HBM3"));
         assert!(has_nvlink("NVIDIA H200") && has_nvlink("NVIDIA B200"));
         assert!(!has_nvlink("NVIDIA H100 PCIe") && !has_nvlink("NVIDIA H200 NVL"));
->>>>>>> theirs
         assert!(!has_nvlink("NVIDIA A100 80GB PCIe"));
         assert!(!has_nvlink("NVIDIA H100 NVL"));
     }

@@ -2,9 +2,12 @@
 //! steps and memory. Pure: what doctor, launcher, operator and trainer all read.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod lines;
 pub mod memory;
 mod parse;
+pub mod plan;
 pub mod schedule;
+mod shape;
 mod spec;
 mod validate;
 

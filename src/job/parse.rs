@@ -1,8 +1,8 @@
 //! From the text of a job file to a valid job, or to all that is wrong with it.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{FineTuneJob, validate};
+use super::{FineTuneJob, lines, shape, validate};
 
 /// Why a text is not a job.
 #[derive(Debug, thiserror::Error)]
@@ -11,7 +11,7 @@ pub enum JobError {
     #[error("job file `{name}` is not YAML: {reason}")]
     Yaml { name: String, reason: String },
     /// Everything that is wrong with it, one line each.
-    #[error("job file `{name}` is wrong:{}", lines(problems))]
+    #[error("job file `{name}` is wrong:{}", list(problems))]
     Problems { name: String, problems: Vec<Problem> },
 }
 
@@ -20,123 +20,55 @@ pub enum JobError {
 pub struct Problem {
     /// Where: `spec.optimizer.learningRate`.
     pub path: String,
+    /// Line of the file, if the field is written there.
+    pub line: Option<u64>,
     /// What is wrong, with what was found and what was expected.
     pub what: String,
     /// What to do.
     pub hint: String,
 }
 
-fn lines(problems: &[Problem]) -> String {
-    problems
-        .iter()
-        .map(|Problem { path, what, hint }| format!("\n  {path}: {what}\n    hint: {hint}"))
-        .collect()
+fn list(problems: &[Problem]) -> String {
+    let line = |problem: &Problem| {
+        let Problem { path, line, what, hint } = problem;
+        let line = line.map_or(String::new(), |line| format!(" (line {line})"));
+        format!("\n  {path}{line}: {what}\n    hint: {hint}")
+    };
+    problems.iter().map(line).collect()
 }
 
 /// Parses and checks a job; `name` is the file's name for messages.
 pub fn parse(text: &str, name: &str) -> Result<FineTuneJob, JobError> {
-    let value: Value = serde_saphyr::from_str(text).map_err(|error| JobError::Yaml {
+    let document: Value = serde_saphyr::from_str(text).map_err(|error| JobError::Yaml {
         name: name.to_owned(),
-        reason: error.to_string().lines().next().unwrap_or_default().to_owned(),
+        reason: first_line(&error.to_string()),
     })?;
-    let failed = |problems| Err(JobError::Problems { name: name.to_owned(), problems });
-    let unknown = unknown_fields(&value);
-    if !unknown.is_empty() {
-        return failed(unknown);
-    }
-    let job: FineTuneJob = match serde_path_to_error::deserialize(&value) {
-        Ok(job) => job,
-        Err(error) => {
-            let path = error.path().to_string();
-            let problem = Problem {
-                hint: format!(
-                    "`qvl explain job {}` describes the field",
-                    path.trim_end_matches('.')
-                ),
-                what: error.into_inner().to_string(),
-                path,
-            };
-            return failed(vec![problem]);
+    check(&document).map_err(|mut problems| {
+        let lines = lines::of(text);
+        for problem in &mut problems {
+            problem.line = lines.get(&problem.path).copied();
         }
-    };
-    let problems = validate::problems(&job);
-    if problems.is_empty() { Ok(job) } else { failed(problems) }
+        JobError::Problems { name: name.to_owned(), problems }
+    })
 }
 
-/// Fields that the schema does not have, each with the nearest name that it has.
-fn unknown_fields(value: &Value) -> Vec<Problem> {
-    let root = schemars::schema_for!(FineTuneJob).to_value();
-    let mut problems = Vec::new();
-    walk(&root, &root, value, "", &mut problems);
-    problems
+/// What the parser says, without the picture of the text that follows.
+fn first_line(text: &str) -> String {
+    let line = text.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line).to_owned()
 }
 
-fn walk(root: &Value, schema: &Value, value: &Value, path: &str, problems: &mut Vec<Problem>) {
-    let schema = resolve(root, schema);
-    if let Value::Array(items) = value {
-        let Some(item_schema) = find(root, schema, &|schema| schema.get("items")) else { return };
-        for (i, item) in items.iter().enumerate() {
-            walk(root, item_schema, item, &format!("{path}[{i}]"), problems);
-        }
-    }
-    let Value::Object(fields) = value else { return };
-    let known = properties(root, schema);
-    if known.is_empty() {
-        return;
-    }
-    for (name, field) in fields {
-        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-        match known.get(name) {
-            Some(schema) => walk(root, schema, field, &path, problems),
-            None => problems.push(unknown_field(&path, name, &known)),
-        }
-    }
-}
-
-fn unknown_field(path: &str, name: &str, known: &Map<String, Value>) -> Problem {
-    let nearest = known
-        .keys()
-        .map(|key| (strsim::damerau_levenshtein(&key.to_lowercase(), &name.to_lowercase()), key))
-        .min();
-    let hint = match nearest {
-        Some((distance, key)) if distance <= 1 + name.len() / 3 => format!("did you mean `{key}`?"),
-        _ => format!("known fields: {}", known.keys().cloned().collect::<Vec<_>>().join(", ")),
-    };
-    Problem { path: path.to_owned(), what: "unknown field".to_owned(), hint }
-}
-
-/// Follows `$ref`.
-fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
-    let target = schema
-        .get("$ref")
-        .and_then(Value::as_str)
-        .and_then(|reference| root.pointer(reference.strip_prefix('#')?));
-    target.map_or(schema, |target| resolve(root, target))
-}
-
-/// Properties of a schema and of its alternatives.
-fn properties(root: &Value, schema: &Value) -> Map<String, Value> {
-    let schema = resolve(root, schema);
-    let mut found =
-        schema.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
-    for alternative in alternatives(schema) {
-        found.extend(properties(root, alternative));
-    }
-    found
-}
-
-fn find<'a>(
-    root: &'a Value,
-    schema: &'a Value,
-    wanted: &dyn Fn(&'a Value) -> Option<&'a Value>,
-) -> Option<&'a Value> {
-    let schema = resolve(root, schema);
-    wanted(schema).or_else(|| alternatives(schema).find_map(|schema| find(root, schema, wanted)))
-}
-
-fn alternatives(schema: &Value) -> impl Iterator<Item = &Value> {
-    let lists = ["anyOf", "oneOf", "allOf"].into_iter();
-    lists.filter_map(|key| schema.get(key).and_then(Value::as_array)).flatten()
+/// Shape first, then what the types alone see, then the rules: each needs the one before.
+fn check(document: &Value) -> Result<FineTuneJob, Vec<Problem>> {
+    let refuse = |problems: Vec<Problem>| if problems.is_empty() { Ok(()) } else { Err(problems) };
+    refuse(shape::problems(document))?;
+    let job: FineTuneJob = serde_path_to_error::deserialize(document).map_err(|error| {
+        let path = error.path().to_string().trim_end_matches('.').to_owned();
+        let hint = format!("`qvl explain job {path}` describes the field");
+        vec![Problem { what: error.into_inner().to_string(), line: None, path, hint }]
+    })?;
+    refuse(validate::problems(&job))?;
+    Ok(job)
 }
 
 #[cfg(test)]
@@ -168,31 +100,78 @@ spec:
     fn an_unknown_field_gets_the_nearest_name() {
         insta::assert_snapshot!(error(&format!("{JOB}  optimiser: {{learningRate: 1}}\n")), @r"
         job file `job.yaml` is wrong:
-          spec.optimiser: unknown field
+          spec.optimiser (line 9): unknown field
             hint: did you mean `optimizer`?
+        ");
+        insta::assert_snapshot!(error(&format!("{JOB}  optimizer:\n    learningrate: 1\n")), @r"
+        job file `job.yaml` is wrong:
+          spec.optimizer.learningrate (line 10): unknown field
+            hint: did you mean `learningRate`?
         ");
         insta::assert_snapshot!(error(&format!("{JOB}  method: {{lora: {{rank: 4}}}}\n")), @r"
         job file `job.yaml` is wrong:
-          spec.method.lora.rank: unknown field
+          spec.method.lora.rank (line 9): unknown field
             hint: known fields: alpha, dropout, r, targets
-        ");
-        insta::assert_snapshot!(error(&JOB.replace("task: grounding", "task: grounding, wieght: 1")), @r"
-        job file `job.yaml` is wrong:
-          spec.data.train[0].wieght: unknown field
-            hint: did you mean `weight`?
         ");
     }
 
     #[test]
-    fn a_mistyped_value_names_its_path() {
-        let text = error(&JOB.replace("steps: 10", "steps: many"));
-        assert!(text.contains("spec.stages[0].steps: invalid type"), "{text}");
-        let text = error(&JOB.replace("task: grounding", "task: boxes"));
-        assert!(text.contains("spec.data.train[0].task: unknown variant `boxes`"), "{text}");
+    fn all_mistyped_values_are_told_at_once() {
+        let text = JOB
+            .replace("task: grounding", "task: groundig, wieght: 1")
+            .replace("{name: s, steps: 10}", "{name: 7, steps: many}")
+            .replace("metadata: {name: a}", "metadata: {}");
+        insta::assert_snapshot!(error(&format!("{text}  batch: {{global: -1, unit: 1.5}}\n  seed: [1]\n")), @r#"
+        job file `job.yaml` is wrong:
+          metadata.name: required field is missing
+            hint: `qvl explain job metadata.name` describes it
+          spec.batch.global (line 9): expected a whole number of 0 or more, got -1
+            hint: `qvl explain job spec.batch.global` describes the field
+          spec.batch.unit (line 9): expected a whole number of 0 or more, got 1.5
+            hint: `qvl explain job spec.batch.unit` describes the field
+          spec.data.train[0].task (line 6): expected one of grounding, caption, vqa, text, got `groundig`
+            hint: did you mean `grounding`?
+          spec.data.train[0].wieght (line 6): unknown field
+            hint: did you mean `weight`?
+          spec.seed (line 10): expected a whole number of 0 or more, got a list
+            hint: `qvl explain job spec.seed` describes the field
+          spec.stages[0].name (line 7): expected text, got 7
+            hint: `qvl explain job spec.stages[0].name` describes the field
+          spec.stages[0].steps (line 7): expected a whole number of 0 or more, got the text "many"
+            hint: `qvl explain job spec.stages[0].steps` describes the field
+        "#);
+    }
+
+    #[test]
+    fn a_method_is_one_of_two() {
+        insta::assert_snapshot!(error(&format!("{JOB}  method: {{lora: {{}}, full: {{}}}}\n")), @r"
+        job file `job.yaml` is wrong:
+          spec.method (line 9): expected exactly one of lora, full, got full, lora
+            hint: `qvl explain job spec.method` describes them
+        ");
+        assert!(parse(&format!("{JOB}  method: {{full: {{}}}}\n"), "j").is_ok());
+    }
+
+    #[test]
+    fn another_version_or_kind_is_refused() {
+        insta::assert_snapshot!(error(&JOB.replace("v1alpha1", "v2").replace("kind: FineTuneJob", "kind: Job")), @r"
+        job file `job.yaml` is wrong:
+          apiVersion (line 1): expected `qvl.dev/v1alpha1`, got `qvl.dev/v2`
+            hint: choices: qvl.dev/v1alpha1
+          kind (line 2): expected `FineTuneJob`, got `Job`
+            hint: choices: FineTuneJob
+        ");
+    }
+
+    #[test]
+    fn a_number_that_is_too_large_names_its_field() {
+        let text = error(&format!("{JOB}  batch: {{global: 99999999999}}\n"));
+        assert!(text.contains("spec.batch.global (line 9): "), "{text}");
     }
 
     #[test]
     fn what_is_no_yaml_is_said_so() {
-        assert!(error("a: [").starts_with("job file `job.yaml` is not YAML"));
+        let text = error("a: [");
+        assert!(text.starts_with("job file `job.yaml` is not YAML: line "), "{text}");
     }
 }

@@ -108,4 +108,60 @@ mod tests {
         let schedule = Schedule { final_ratio: 0.1, ..schedule(ScheduleKind::Cosine, 0) };
         assert!((learning_rate(&schedule, 2.0, 10, 10) - 0.2).abs() < 1e-12);
     }
+
+    const KINDS: [ScheduleKind; 4] = [
+        ScheduleKind::Cosine,
+        ScheduleKind::Linear,
+        ScheduleKind::Constant,
+        ScheduleKind::WarmupLrLog,
+    ];
+
+    proptest::proptest! {
+        #[test]
+        fn the_rate_stays_between_zero_and_the_peak(
+            kind in 0_usize..4, total in 1_u64..500, warmup in 0_u64..600, floor in 0.0_f64..=1.0,
+        ) {
+            let schedule = Schedule { final_ratio: floor, ..schedule(KINDS[kind], warmup) };
+            for rate in curve(&schedule, total) {
+                proptest::prop_assert!((0.0..=1.0 + 1e-12).contains(&rate), "{rate}");
+            }
+        }
+
+        #[test]
+        fn it_rises_through_the_warmup_and_never_after(
+            kind in 0_usize..3, total in 1_u64..500, warmup in 0_u64..600, floor in 0.0_f64..=1.0,
+        ) {
+            let schedule = Schedule { final_ratio: floor, ..schedule(KINDS[kind], warmup) };
+            let curve = curve(&schedule, total);
+            for (done, pair) in (1_u64..).zip(curve.windows(2)) {
+                let rises = pair[0] < pair[1];
+                proptest::prop_assert!(rises == (done <= warmup) || pair[0] <= pair[1] + 1e-12, "step {done}");
+                proptest::prop_assert!(done <= warmup || pair[1] <= pair[0] + 1e-12, "step {done}");
+            }
+        }
+
+        #[test]
+        fn a_curve_scales_with_its_peak(kind in 0_usize..4, total in 1_u64..100, step in 0_u64..100, peak in 1e-6_f64..1.0) {
+            let schedule = schedule(KINDS[kind], 3);
+            let unit = learning_rate(&schedule, 1.0, step, total);
+            let found = learning_rate(&schedule, peak, step, total);
+            proptest::prop_assert!((found - peak * unit).abs() <= 1e-12 * peak);
+        }
+
+        #[test]
+        fn epochs_give_as_many_steps_as_they_need(samples in 1_u64..10_000, global in 1_u32..300, epochs in 1_u32..9) {
+            let stage = crate::job::Stage {
+                name: "a".to_owned(),
+                epochs: Some(f64::from(epochs)),
+                steps: None,
+                sets: None,
+                learning_rate: None,
+                schedule: None,
+                reset_optimizer: false,
+            };
+            let wanted = samples * u64::from(epochs);
+            let done = stage_steps(&stage, samples, global) * u64::from(global);
+            proptest::prop_assert!(wanted <= done && done < wanted + u64::from(global));
+        }
+    }
 }

@@ -3,6 +3,9 @@
 pub mod attempt;
 pub mod ladder;
 pub mod logs;
+pub mod process;
+pub mod pulse;
+mod rank;
 pub mod registry;
 pub mod state;
 pub mod supervisor;

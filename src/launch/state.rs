@@ -7,6 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::process::ProcessId;
 use crate::wire::TrainerExit;
 
 /// Name of the file in the output folder.
@@ -31,7 +32,17 @@ pub enum Status {
 pub struct RankState {
     pub rank: u32,
     pub pid: u32,
+    /// Start time of the process, as [`ProcessId`] has it.
+    #[serde(default)]
+    pub start: u64,
     pub phase: String,
+}
+
+impl RankState {
+    /// Whether its process still runs.
+    pub fn is_alive(&self) -> bool {
+        ProcessId { pid: self.pid, start: self.start }.is_alive()
+    }
 }
 
 /// Why an attempt ended early.
@@ -41,10 +52,10 @@ pub struct Incident {
     /// Rank that failed first and is no victim of another.
     pub culprit: u32,
     pub exit: Option<TrainerExit>,
-    /// One sentence: what happened to the culprit.
+    /// What happened to the culprit, in words that follow "rank 1".
     pub what: String,
     pub hint: Option<String>,
-    /// Step that was reached, and the checkpoint's step from which the next attempt began.
+    /// Last step that was done.
     pub step: u64,
     pub restarted: bool,
 }
@@ -68,10 +79,35 @@ pub struct RunState {
     pub loss: Option<f64>,
     pub checkpoint: Option<String>,
     pub result: Option<String>,
+    /// Why it failed for good.
+    #[serde(default)]
+    pub why: Option<String>,
     pub incidents: Vec<Incident>,
 }
 
 impl RunState {
+    /// A run that has not begun.
+    pub fn new(name: &str, output: &Path, now_ms: u64) -> Self {
+        RunState {
+            name: name.to_owned(),
+            output: output.to_owned(),
+            status: Status::Stopped,
+            supervisor: 0,
+            supervisor_start: 0,
+            started_ms: now_ms,
+            updated_ms: now_ms,
+            attempt: 0,
+            ranks: Vec::new(),
+            step: 0,
+            total_steps: 0,
+            loss: None,
+            checkpoint: None,
+            result: None,
+            why: None,
+            incidents: Vec::new(),
+        }
+    }
+
     /// Writes the file; a reader sees the old or the new one, never a part.
     pub fn write(&self) -> io::Result<()> {
         let text = serde_json::to_string_pretty(self).expect("plain data") + "\n";
@@ -89,19 +125,42 @@ impl RunState {
 
     /// Whether the supervisor of a running run is still there.
     pub fn is_alive(&self) -> bool {
-        self.status == Status::Running
-            && process_start(self.supervisor) == Some(self.supervisor_start)
+        let supervisor = ProcessId { pid: self.supervisor, start: self.supervisor_start };
+        self.status == Status::Running && supervisor.is_alive()
+    }
+
+    /// Ranks that still run although their supervisor is gone: it was killed, and they train on.
+    pub fn orphans(&self) -> Vec<&RankState> {
+        if self.is_alive() {
+            return Vec::new();
+        }
+        self.ranks.iter().filter(|rank| rank.is_alive()).collect()
     }
 }
 
-/// Start time of a process in clock ticks since boot: field 22 of `/proc/PID/stat`.
-pub fn process_start(pid: u32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the command in parentheses and may hold spaces.
-    let after = text.rsplit_once(')')?.1;
-    let state = after.split_whitespace().next()?;
-    if state == "Z" {
-        return None;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_read_back_and_a_dead_supervisor_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mine = ProcessId::of(std::process::id());
+        let rank = RankState { rank: 0, pid: mine.pid, start: mine.start, phase: "train".into() };
+        let run = RunState {
+            status: Status::Running,
+            supervisor: mine.pid,
+            supervisor_start: mine.start,
+            ranks: vec![rank],
+            ..RunState::new("a", folder.path(), 5)
+        };
+        run.write().unwrap();
+        let read = RunState::read(folder.path()).unwrap();
+        assert_eq!(read, run);
+        assert!(read.is_alive());
+        assert_eq!(read.orphans(), Vec::<&RankState>::new());
+        let dead = RunState { supervisor_start: mine.start + 1, ..run };
+        assert!(!dead.is_alive());
+        assert_eq!(dead.orphans().len(), 1);
     }
-    after.split_whitespace().nth(19)?.parse().ok()
 }

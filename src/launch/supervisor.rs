@@ -10,14 +10,18 @@ use std::{
 
 use super::{
     attempt::{self, News, Plan, Request},
-    ladder::{self, Action, RankEnd},
+    ladder::{self, Action, Class, History, RankEnd},
     logs::RankLog,
-    state::{Incident, RankState, RunState, Status, process_start},
+    process::ProcessId,
+    state::{Incident, RankState, RunState, Status},
 };
 use crate::{
     job::FineTuneJob,
     telemetry::{curve, metrics, metrics::Metrics},
-    wire::{EvalMetrics, Event, Record, StepMetrics},
+    wire::{
+        EvalMetrics, Event, Record, Source, StepMetrics, SupervisorEvent, SupervisorRecord,
+        TrainerExit,
+    },
 };
 
 /// How often `state.json` follows the steps.
@@ -26,23 +30,20 @@ const STATE_EVERY: Duration = Duration::from_millis(500);
 /// What a person or a program should see of a run.
 #[derive(Debug)]
 pub enum Notice {
-    Attempt { attempt: u32, world: u32 },
+    /// A rank reports.
     Record(Box<Record>),
-    Slow { rank: u32, seconds: f64, median: f64 },
-    Incident(Incident),
-    Retry { after: Duration },
-    Stopping,
+    /// The supervisor reports.
+    Supervisor(SupervisorRecord),
 }
 
 /// How a run ended.
 #[derive(Clone, Debug)]
 pub struct Ending {
     pub state: RunState,
-    /// Why it failed, if it did.
-    pub why: Option<String>,
     pub last_step: Option<StepMetrics>,
     /// Last result of each evaluation set, and the first one if there are several.
     pub evaluations: BTreeMap<String, (EvalMetrics, Option<EvalMetrics>)>,
+    pub seconds: f64,
 }
 
 /// Where the parts of a run are.
@@ -56,49 +57,55 @@ pub struct Launch {
     pub threads: u32,
 }
 
-struct Supervisor<'a> {
+struct Supervisor<'a, N> {
     launch: &'a Launch,
+    notice: N,
     state: RunState,
     metrics: Metrics,
     logs: Vec<RankLog>,
     written: Instant,
     last_step: Option<StepMetrics>,
+    checkpoint_step: Option<u64>,
     evaluations: BTreeMap<String, (EvalMetrics, Option<EvalMetrics>)>,
+    /// Whether trouble with the disk was told in this attempt.
+    troubled: bool,
 }
 
 /// Runs the job until it succeeds, fails for good or is stopped.
 pub fn supervise(
     launch: &Launch,
     first_attempt: u32,
-    mut notice: impl FnMut(Notice),
+    notice: impl FnMut(Notice),
     mut request: impl FnMut() -> Request,
 ) -> io::Result<Ending> {
-    let mut attempt = first_attempt;
-    let mut restarts = 0;
-    let mut supervisor = Supervisor::new(launch, attempt)?;
+    let began = Instant::now();
+    let mut supervisor = Supervisor::new(launch, notice, first_attempt)?;
+    let max_restarts = launch.job.spec.failure.max_restarts;
+    let mut history = History { max_restarts, ..History::default() };
+    let mut last: Option<(Class, u64)> = None;
     loop {
-        notice(Notice::Attempt { attempt, world: launch.job.spec.world.gpus });
-        let ends = supervisor.attempt(attempt, &mut notice, &mut request)?;
+        let ends = supervisor.attempt(&mut request)?;
         let stopping = request() != Request::Nothing;
-        let action =
-            ladder::decide(&ends, restarts, launch.job.spec.failure.max_restarts, stopping);
-        let restarted = matches!(action, Action::Restart { .. });
-        if action != Action::Succeed && action != Action::Stop {
-            let incident = supervisor.incident(&ends, attempt, restarted);
-            notice(Notice::Incident(incident));
-        }
-        match action {
-            Action::Succeed => return supervisor.end(Status::Succeeded, None),
-            Action::Stop => return supervisor.end(Status::Stopped, None),
-            Action::Fail { why } => return supervisor.end(Status::Failed, Some(why.to_owned())),
+        let failure = ladder::culprit(&ends).map(|end| (ladder::class(end), supervisor.state.step));
+        history.repeats = if failure == last { history.repeats + 1 } else { 0 };
+        last = failure;
+        match ladder::decide(&ends, history, stopping) {
+            Action::Succeed => return supervisor.end(Status::Succeeded, None, began),
+            Action::Stop => return supervisor.end(Status::Stopped, None, began),
+            Action::Fail { why } => {
+                supervisor.incident(&ends, false);
+                return supervisor.end(Status::Failed, Some(why.to_owned()), began);
+            }
             Action::Restart { after } => {
-                notice(Notice::Retry { after });
+                supervisor.incident(&ends, true);
+                let checkpoint_step = supervisor.checkpoint_step;
+                let after_seconds = after.as_secs();
+                supervisor.tell(SupervisorEvent::Restarting { after_seconds, checkpoint_step });
                 if !wait(after, &mut request) {
-                    return supervisor.end(Status::Stopped, None);
+                    return supervisor.end(Status::Stopped, None, began);
                 }
-                restarts += 1;
-                attempt += 1;
-                supervisor.begin(attempt)?;
+                history.restarts += 1;
+                supervisor.begin(supervisor.state.attempt + 1)?;
             }
         }
     }
@@ -116,36 +123,33 @@ fn wait(time: Duration, request: &mut impl FnMut() -> Request) -> bool {
     true
 }
 
-impl<'a> Supervisor<'a> {
-    fn new(launch: &'a Launch, attempt: u32) -> io::Result<Self> {
+impl<'a, N: FnMut(Notice)> Supervisor<'a, N> {
+    fn new(launch: &'a Launch, notice: N, attempt: u32) -> io::Result<Self> {
         let output = launch.output.clone();
         let earlier = RunState::read(&output).ok();
-        let supervisor = std::process::id();
+        let mine = ProcessId::of(std::process::id());
+        let fresh = RunState::new(&launch.job.metadata.name, &output, now_ms());
         let state = RunState {
-            name: launch.job.metadata.name.clone(),
-            output: output.clone(),
             status: Status::Running,
-            supervisor,
-            supervisor_start: process_start(supervisor).unwrap_or(0),
-            started_ms: now_ms(),
+            supervisor: mine.pid,
+            supervisor_start: mine.start,
+            output: output.clone(),
             updated_ms: now_ms(),
-            attempt,
-            ranks: Vec::new(),
-            step: earlier.as_ref().map_or(0, |state| state.step),
-            total_steps: 0,
-            loss: None,
-            checkpoint: earlier.as_ref().and_then(|state| state.checkpoint.clone()),
             result: None,
-            incidents: earlier.map_or_else(Vec::new, |state| state.incidents),
+            why: None,
+            ..earlier.unwrap_or(fresh)
         };
         let mut supervisor = Supervisor {
             launch,
+            notice,
             metrics: Metrics::open(&output, attempt, now_ms() / 1000)?,
             logs: Vec::new(),
             state,
             written: Instant::now(),
             last_step: None,
+            checkpoint_step: None,
             evaluations: BTreeMap::new(),
+            troubled: false,
         };
         supervisor.begin(attempt)?;
         Ok(supervisor)
@@ -157,76 +161,92 @@ impl<'a> Supervisor<'a> {
         self.logs = logs.collect::<io::Result<_>>()?;
         self.state.attempt = attempt;
         self.state.ranks.clear();
+        self.troubled = false;
         self.state.write()
     }
 
-    fn attempt(
-        &mut self,
-        attempt: u32,
-        notice: &mut impl FnMut(Notice),
-        request: &mut impl FnMut() -> Request,
-    ) -> io::Result<Vec<RankEnd>> {
+    fn tell(&mut self, event: SupervisorEvent) {
+        (self.notice)(Notice::Supervisor(SupervisorRecord {
+            v: Record::VERSION,
+            time_ms: now_ms(),
+            attempt: self.state.attempt,
+            source: Source::Supervisor,
+            event,
+        }));
+    }
+
+    fn attempt(&mut self, request: &mut impl FnMut() -> Request) -> io::Result<Vec<RankEnd>> {
         let spec = &self.launch.job.spec;
         let plan = Plan {
             trainer: self.launch.trainer.clone(),
             job: self.launch.job_path.clone(),
             world: spec.world.gpus,
-            attempt,
+            attempt: self.state.attempt,
             threads: self.launch.threads,
             peer_timeout_seconds: spec.world.peer_timeout_seconds,
             stall_multiplier: spec.failure.stall_multiplier,
             startup: Duration::from_secs(u64::from(spec.failure.startup_seconds)),
         };
-        let mut broken: Option<io::Error> = None;
-        let mut told_to_stop = false;
-        let ends = attempt::run(
+        self.tell(SupervisorEvent::AttemptStarted { world: plan.world });
+        attempt::run(
             &plan,
             |news| {
-                if let Err(error) = self.take(news, notice) {
-                    broken.get_or_insert(error);
+                // A full disk must not end the training of hours.
+                if let Err(error) = self.take(news)
+                    && !self.troubled
+                {
+                    self.troubled = true;
+                    let folder = self.launch.output.display();
+                    let what = format!("logs and metrics in `{folder}` have gaps: {error}");
+                    self.tell(SupervisorEvent::Trouble { what });
                 }
             },
-            || {
-                let wanted = request();
-                told_to_stop |= wanted != Request::Nothing;
-                wanted
-            },
-        );
-        if told_to_stop {
-            notice(Notice::Stopping);
-        }
-        // A full disk must not end the training of hours; it is told once the attempt is over.
-        broken.map_or(ends, Err)
+            request,
+        )
     }
 
-    fn take(&mut self, news: News, notice: &mut impl FnMut(Notice)) -> io::Result<()> {
+    fn take(&mut self, news: News) -> io::Result<()> {
         match news {
             News::Spawned { rank, pid } => {
-                self.state.ranks.push(RankState { rank, pid, phase: "starting".to_owned() });
+                let start = ProcessId::of(pid).start;
+                let phase = "starting".to_owned();
+                self.state.ranks.push(RankState { rank, pid, start, phase });
                 self.state.write()
             }
             News::Line { rank, text } => self.log(rank, &text),
-            News::Slow { rank, seconds, median } => {
-                notice(Notice::Slow { rank, seconds, median });
+            News::Slow(silence) => {
+                self.tell(SupervisorEvent::Slow {
+                    suspect: silence.rank,
+                    seconds: silence.seconds,
+                    median_seconds: silence.median,
+                });
                 Ok(())
             }
-            News::Ended(end) => {
-                let what = if end.exit == Some(crate::wire::TrainerExit::Success) {
-                    "ended well".to_owned()
-                } else {
-                    ladder::describe(&end)
-                };
-                self.log(end.rank, &format!("[supervisor] rank {} {what}", end.rank))
+            News::Signalled(request) => {
+                self.tell(SupervisorEvent::Stopping { kill: request == Request::Kill });
+                Ok(())
             }
-            News::Event(record) => {
-                self.follow(&record);
-                let kept = self.metrics.keep(&record);
-                let line = serde_json::to_string(&record.event).expect("events are plain data");
-                let logged = self.log(record.rank, &line);
-                notice(Notice::Record(record));
-                kept.and(logged).and(self.write_now_and_then())
-            }
+            News::Ended(end) => self.ended(&end),
+            News::Event(record) => self.event(record),
         }
+    }
+
+    fn ended(&mut self, end: &RankEnd) -> io::Result<()> {
+        let what = match end.exit {
+            Some(TrainerExit::Success) => "ended well".to_owned(),
+            _ if end.swept => "was killed, because another rank had ended".to_owned(),
+            _ => ladder::describe(end),
+        };
+        self.log(end.rank, &format!("[supervisor] rank {} {what}", end.rank))
+    }
+
+    fn event(&mut self, record: Box<Record>) -> io::Result<()> {
+        self.follow(&record);
+        let kept = self.metrics.keep(&record);
+        let line = serde_json::to_string(&record.event).expect("events are plain data");
+        let logged = self.log(record.rank, &line);
+        (self.notice)(Notice::Record(record));
+        kept.and(logged).and(self.write_now_and_then())
     }
 
     fn log(&mut self, rank: u32, text: &str) -> io::Result<()> {
@@ -250,8 +270,9 @@ impl<'a> Supervisor<'a> {
             self.state.loss = Some(step.loss);
             self.last_step = Some(step.clone());
         }
-        if let Event::CheckpointSaved { path, .. } = &record.event {
+        if let Event::CheckpointSaved { step, path, .. } = &record.event {
             self.state.checkpoint = Some(path.clone());
+            self.checkpoint_step = Some(*step);
         }
         if let Event::Exported { path, .. } = &record.event {
             self.state.result = Some(path.clone());
@@ -272,32 +293,39 @@ impl<'a> Supervisor<'a> {
         self.state.write()
     }
 
-    fn incident(&mut self, ends: &[RankEnd], attempt: u32, restarted: bool) -> Incident {
+    fn incident(&mut self, ends: &[RankEnd], restarted: bool) {
         let culprit = ladder::culprit(ends);
+        let stalled = culprit.is_some_and(|end| end.stalled.is_some());
+        let exit = culprit.and_then(|end| end.exit);
         let incident = Incident {
-            attempt,
+            attempt: self.state.attempt,
             culprit: culprit.map_or(0, |end| end.rank),
-            exit: culprit.and_then(|end| end.exit),
+            exit: if stalled { Some(TrainerExit::Stalled) } else { exit },
             what: culprit.map_or_else(String::new, ladder::describe),
-            hint: culprit.and_then(|end| end.hint.clone()),
+            hint: culprit.and_then(ladder::hint),
             step: self.state.step,
             restarted,
         };
         self.state.incidents.push(incident.clone());
-        incident
+        let Incident { culprit, exit, what, hint, step, restarted, .. } = incident;
+        self.tell(SupervisorEvent::Culprit { culprit, exit, what, hint, step, restarted });
     }
 
-    fn end(mut self, status: Status, why: Option<String>) -> io::Result<Ending> {
+    fn end(mut self, status: Status, why: Option<String>, began: Instant) -> io::Result<Ending> {
         self.state.status = status;
+        self.state.why.clone_from(&why);
         self.state.updated_ms = now_ms();
         self.state.ranks.clear();
         self.state.write()?;
         write_curve(&self.launch.output)?;
+        let state = serde_json::to_value(&self.state).expect("plain data");
+        let status = state["status"].as_str().unwrap_or_default().to_owned();
+        self.tell(SupervisorEvent::Ended { status, why, state });
         Ok(Ending {
             state: self.state,
-            why,
             last_step: self.last_step,
             evaluations: self.evaluations,
+            seconds: began.elapsed().as_secs_f64(),
         })
     }
 }

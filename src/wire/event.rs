@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One line of the stream: who says it, when, and what.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Record {
     /// Version of this format; readers skip lines with a version they do not know.
     pub v: u32,
@@ -26,7 +27,7 @@ impl Record {
 }
 
 /// What a rank reports.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
     /// The process is up; nothing is loaded yet.
@@ -55,7 +56,7 @@ pub enum Event {
 
 /// The numbers of one optimizer step. The loss is that of the *global* batch, so every rank
 /// reports the same value.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StepMetrics {
     /// Steps done, so the first step is 1.
     pub step: u64,
@@ -78,7 +79,7 @@ pub struct StepMetrics {
 }
 
 /// Loss of one task in one step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskLoss {
     /// Mean cross-entropy over all labelled tokens of the task, in nats.
     pub loss: f64,
@@ -89,7 +90,7 @@ pub struct TaskLoss {
 }
 
 /// Result of one evaluation set. A metric that the set's task does not have is `None`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EvalMetrics {
     pub samples: u64,
     /// Mean cross-entropy per labelled token, in nats.
@@ -105,7 +106,7 @@ pub struct EvalMetrics {
 }
 
 /// A mean with its 95 % confidence interval.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Interval {
     pub value: f64,
     pub low: f64,

@@ -1,9 +1,10 @@
 //! The two exit-code tables of the product: one for `qvl`, one for `qvl-train`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Exit status of `qvl`, the same for every subcommand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExitStatus {
     /// Done; for the doctor: nothing blocks.
@@ -60,7 +61,9 @@ impl From<ExitStatus> for std::process::ExitCode {
 }
 
 /// Why a trainer process ended. The supervisor decides by it whether to restart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum TrainerExit {
     /// 0: all steps are done.

@@ -8,6 +8,8 @@
 pub mod env;
 mod event;
 mod exit;
+mod supervision;
 
 pub use event::{EvalMetrics, Event, Interval, Record, StepMetrics, TaskLoss};
 pub use exit::{ExitStatus, TrainerExit};
+pub use supervision::{Source, SupervisorEvent, SupervisorRecord};

@@ -48,13 +48,19 @@ struct Problem {
 /// The parts of the plan's JSON that a report shows.
 #[derive(Deserialize)]
 struct Plan {
-    stages: Vec<Stage>,
+    plan: Steps,
     memory: Vec<Component>,
     data: Vec<SetLine>,
+}
+
+#[derive(Deserialize)]
+struct Steps {
+    stages: Vec<Stage>,
     warnings: Vec<String>,
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Stage {
     name: String,
     samples: u64,
@@ -142,7 +148,7 @@ pub(super) fn has_no_gpu(output: &Path) -> bool {
 /// The plan in rows, and the memory of a rank.
 pub(super) fn plan(output: &Path) -> (Vec<Row>, Vec<Memory>) {
     let Some(plan) = read::<Plan>(output, PLAN_FILE) else { return (Vec::new(), Vec::new()) };
-    let stages = plan.stages.iter().map(|stage| {
+    let stages = plan.plan.stages.iter().map(|stage| {
         let Stage { name, samples, steps, warmup_steps, peak } = stage;
         let value = format!(
             "{steps} steps over {samples} samples; warm-up of {warmup_steps} steps to {peak:.1e}"
@@ -156,7 +162,7 @@ pub(super) fn plan(output: &Path) -> (Vec<Row>, Vec<Memory>) {
         );
         Row::new("data", value)
     });
-    let warnings = plan.warnings.iter().map(|warning| Row::new("warning", warning));
+    let warnings = plan.plan.warnings.iter().map(|warning| Row::new("warning", warning));
     let memory = plan.memory.into_iter();
     let memory = memory.map(|part| Memory { name: part.name, bytes: part.bytes, from: part.from });
     (stages.chain(files).chain(warnings).collect(), memory.collect())
