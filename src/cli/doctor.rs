@@ -158,7 +158,7 @@ pub(super) fn gate(
     writeln!(out, "{}", report::summary(&report))?;
     let hint = match report.overall(false, &allowed) {
         Overall::Ready => {
-            let verdict = report::json(&report, false, &allowed);
+            let verdict = report::json(&report, &view(&allowed));
             return Ok(Gate::Open { facts: saved, verdict });
         }
         Overall::Blocked => {

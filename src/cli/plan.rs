@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::CliError;
 use crate::{
-    data::lint::{self, LintReport, Options, Purpose},
+    data::lint::{self, LintReport, Options},
     job::{
         self, Compute, Dtype, FineTuneJob,
         memory::{self, MemoryPlan, ModelShape},
@@ -167,14 +167,6 @@ fn shape(base: &Path) -> Result<ModelShape, CliError> {
         queries: number("/visual/n_queries", Some(256))?,
         patch_values: 3 * number("/visual/patch_size", None)?.pow(2),
     })
-}
-
-/// The plan for programs.
-pub(super) fn json(plan: &Plan) -> String {
-    let value = serde_json::json!({"v": 1, "job": plan.job, "stages": plan.stages,
-        "memory": plan.memory.components, "memoryTotalBytes": plan.memory.total(),
-        "data": plan.data.files, "warnings": warnings(plan)});
-    serde_json::to_string_pretty(&value).expect("plain data")
 }
 
 /// The plan for programs.

@@ -34,9 +34,15 @@ struct CheckLine {
     id: String,
     verdict: String,
     #[serde(default)]
-    unknown: Vec<String>,
+    unknown: Vec<Unread>,
     #[serde(default)]
     problems: Vec<Problem>,
+}
+
+#[derive(Deserialize)]
+struct Unread {
+    call: String,
+    why: String,
 }
 
 #[derive(Deserialize)]
@@ -48,7 +54,8 @@ struct Problem {
 /// The parts of the plan's JSON that a report shows.
 #[derive(Deserialize)]
 struct Plan {
-    plan: Steps,
+    #[serde(rename = "plan")]
+    steps: Steps,
     memory: Vec<Component>,
     data: Vec<SetLine>,
 }
@@ -114,7 +121,10 @@ fn check(line: &CheckLine) -> Vec<Check> {
         fix: fix.to_owned(),
     };
     let problems = line.problems.iter().map(|problem| of(&problem.what, &problem.fix));
-    let unknown = line.unknown.iter().map(|why| of(&format!("unknown: {why}"), ""));
+    let unknown = line.unknown.iter().map(|Unread { call, why }| {
+        let what = format!("unknown: {call}: {why}");
+        of(&what, "")
+    });
     problems.chain(unknown).collect()
 }
 
@@ -148,7 +158,7 @@ pub(super) fn has_no_gpu(output: &Path) -> bool {
 /// The plan in rows, and the memory of a rank.
 pub(super) fn plan(output: &Path) -> (Vec<Row>, Vec<Memory>) {
     let Some(plan) = read::<Plan>(output, PLAN_FILE) else { return (Vec::new(), Vec::new()) };
-    let stages = plan.plan.stages.iter().map(|stage| {
+    let stages = plan.steps.stages.iter().map(|stage| {
         let Stage { name, samples, steps, warmup_steps, peak } = stage;
         let value = format!(
             "{steps} steps over {samples} samples; warm-up of {warmup_steps} steps to {peak:.1e}"
@@ -162,7 +172,7 @@ pub(super) fn plan(output: &Path) -> (Vec<Row>, Vec<Memory>) {
         );
         Row::new("data", value)
     });
-    let warnings = plan.plan.warnings.iter().map(|warning| Row::new("warning", warning));
+    let warnings = plan.steps.warnings.iter().map(|warning| Row::new("warning", warning));
     let memory = plan.memory.into_iter();
     let memory = memory.map(|part| Memory { name: part.name, bytes: part.bytes, from: part.from });
     (stages.chain(files).chain(warnings).collect(), memory.collect())
