@@ -159,10 +159,18 @@ pub(super) const MUTATIONS: &[(&str, Mutation)] = &[
         all(s, |node| needs(node, "libcublas.so.13"));
     }),
     ("ptx-too-new", |s, _d| {
-        all(s, |node| change(&mut node.trainer.ptx, |ptx| ptx[0].version = 94));
+        all(s, |node| {
+            change(&mut node.trainer.ptx, |ptx| {
+                ptx.iter_mut().for_each(|module| module.version = 94)
+            })
+        });
     }),
     ("arch-not-covered", |s, _d| {
-        all(s, |node| change(&mut node.trainer.ptx, |ptx| "sm_90".clone_into(&mut ptx[0].target)));
+        all(s, |node| {
+            change(&mut node.trainer.ptx, |ptx| {
+                ptx.iter_mut().for_each(|module| "sm_90".clone_into(&mut module.target));
+            })
+        });
     }),
     ("trainer-missing", |s, _d| {
         first(s).trainer.path = Fact::unread("no such file", "ELF file of the trainer");
