@@ -231,7 +231,11 @@ fn facts_survive_their_file() {
 proptest! {
     /// What a rule for nodes says about a node does not depend on the other nodes.
     #[test]
-    fn node_rules_look_at_one_node(broken in proptest::collection::vec(0..MUTATIONS.len(), 1..4)) {
+    fn node_rules_look_at_one_node(
+        mut broken in proptest::collection::vec(0..MUTATIONS.len(), 1..4)
+    ) {
+        // A trainer that is gone leaves nothing for others to change.
+        broken.sort_by_key(|index| MUTATIONS[*index].0 == "trainer-without-cuda");
         let (mut snapshot, mut demand) = (fleet(3), demand());
         for index in broken {
             MUTATIONS[index].1(&mut snapshot, &mut demand);

@@ -161,15 +161,15 @@ pub(super) const MUTATIONS: &[(&str, Mutation)] = &[
     ("ptx-too-new", |s, _d| {
         all(s, |node| {
             change(&mut node.trainer.ptx, |ptx| {
-                ptx.iter_mut().for_each(|module| module.version = 94)
-            })
+                ptx.iter_mut().for_each(|module| module.version = 94);
+            });
         });
     }),
     ("arch-not-covered", |s, _d| {
         all(s, |node| {
             change(&mut node.trainer.ptx, |ptx| {
                 ptx.iter_mut().for_each(|module| "sm_90".clone_into(&mut module.target));
-            })
+            });
         });
     }),
     ("trainer-missing", |s, _d| {
@@ -182,7 +182,9 @@ pub(super) const MUTATIONS: &[(&str, Mutation)] = &[
         });
     }),
     ("library-missing", |s, _d| {
-        change(&mut first(s).trainer.needed, |needed| needed[1].path = None);
+        change(&mut first(s).trainer.needed, |needed| {
+            needed.iter_mut().skip(1).take(1).for_each(|library| library.path = None);
+        });
     }),
     ("binary-skew", |s, _d| {
         change(&mut first(s).trainer.sha256, |hash| "ef".repeat(32).clone_into(hash));
@@ -206,7 +208,9 @@ pub(super) const MUTATIONS: &[(&str, Mutation)] = &[
     }),
     ("nccl-skew", |s, _d| {
         let older = Some("2.20.5".to_owned());
-        change(&mut first(s).trainer.nccl, |found| found[0].version = older);
+        change(&mut first(s).trainer.nccl, |found| {
+            found.iter_mut().take(1).for_each(|library| library.version.clone_from(&older));
+        });
     }),
     ("shm-small", |s, d| {
         d.ranks = Some(6);
