@@ -205,7 +205,7 @@ fn restarts_are_counted() {
 
 #[test]
 fn a_silent_rank_is_killed_with_its_children_and_named() {
-    let run = Run::new("silent", "startupSeconds: 2");
+    let run = Run::new("silent", "startupSeconds: 8");
     let output = run.resume(&[]);
     let said = text(&output);
     assert_eq!(output.status.code(), Some(0), "{said}");
@@ -218,7 +218,7 @@ fn a_silent_rank_is_killed_with_its_children_and_named() {
 
 #[test]
 fn of_two_silent_ranks_the_stopped_one_is_to_blame() {
-    let run = Run::new("stopped", "startupSeconds: 2");
+    let run = Run::new("stopped", "startupSeconds: 8");
     assert_eq!(run.resume(&[]).status.code(), Some(0));
     assert_eq!(run.state().incidents[0].culprit, 1);
     assert_gone(&run.pids(1));

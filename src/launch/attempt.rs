@@ -188,6 +188,10 @@ impl Attempt {
     }
 
     fn watch(&mut self, news: &mut impl FnMut(News)) {
+        // Ranks that are being killed are silent too, and the one to blame is known by then.
+        if self.ranks.iter().any(|rank| rank.stalled.is_some()) {
+            return;
+        }
         match self.pulse.judge(Instant::now()) {
             Verdict::Fine => {}
             Verdict::Slow(silence) => news(News::Slow(self.accuse(silence))),
