@@ -11,7 +11,11 @@
 //! | [`doctor`] | rules over facts | no |
 //! | [`probe`] | fills facts | yes |
 //! | [`report`] | renders verdicts to an `impl Write` | no |
+//! | [`api`] | custom resources of a cluster | no |
 //! | [`launch`] | plan, supervisor and run folder of a job | yes |
+//! | [`operator`] | makes pods of jobs, decides about restarts | yes; plan and objects no |
+//! | [`agent`] | supervises the ranks of a pod; reports a node | yes |
+//! | [`logs`] | keeps the logs of a cluster's ranks | yes |
 //! | [`telemetry`] | metrics files, curves, pictures | yes |
 //! | `train` | the trainer (feature `train`) | yes |
 //! | [`cli`] | one file per subcommand | yes |
@@ -25,12 +29,16 @@
 //!
 //! `tests/architecture.rs` holds the table of allowed imports and the list of pure files.
 
+pub mod agent;
+pub mod api;
 pub mod cli;
 pub mod data;
 pub mod doctor;
 pub mod facts;
 pub mod job;
 pub mod launch;
+pub mod logs;
+pub mod operator;
 pub mod probe;
 pub mod report;
 pub mod telemetry;

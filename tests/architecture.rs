@@ -18,12 +18,33 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("probe", &["facts"]),
     ("telemetry", &["wire"]),
     ("launch", &["data", "doctor", "facts", "job", "telemetry", "wire"]),
+    ("api", &["job"]),
+    ("logs", &["wire"]),
+    ("operator", &["api", "job", "launch", "wire"]),
+    ("agent", &["api", "doctor", "facts", "job", "launch", "logs", "probe", "report", "wire"]),
     ("train", &["data", "job", "telemetry", "wire"]),
-    ("cli", &["data", "doctor", "facts", "job", "launch", "probe", "report", "telemetry", "wire"]),
+    (
+        "cli",
+        &[
+            "agent",
+            "api",
+            "data",
+            "doctor",
+            "facts",
+            "job",
+            "launch",
+            "logs",
+            "operator",
+            "probe",
+            "report",
+            "telemetry",
+            "wire",
+        ],
+    ),
 ];
 
 /// Modules that do no I/O, whole; each denies in its root what clippy.toml lists.
-const PURE_MODULES: &[&str] = &["facts", "job", "wire", "doctor", "report"];
+const PURE_MODULES: &[&str] = &["api", "facts", "job", "wire", "doctor", "report"];
 
 /// Files and folders of other modules that do no I/O either.
 const PURE_FILES: &[&str] = &[
@@ -49,6 +70,7 @@ const IO: &[(&str, &[&str])] = &[
 /// Crates whose purpose is the outside world: a pure file names none of them.
 const IO_CRATES: &[&str] = &[
     "anstream",
+    "axum",
     "indicatif",
     "libloading",
     "nix",

@@ -1,6 +1,8 @@
 //! The types of a job file. Their doc comments are the text of `qvl explain job`, and their
 //! defaults are the only place where a default is written.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +84,12 @@ pub struct JobSpec {
     pub failure: Failure,
     /// Folder for checkpoints, logs, metrics and the result. It is created if missing.
     pub output: String,
+    /// What a cluster needs to know beside.
+    #[serde(default)]
+    pub cluster: Cluster,
+    /// In a cluster: save a checkpoint, stop, and give the GPUs back until this is false again.
+    #[serde(default)]
+    pub suspend: bool,
 }
 
 /// The base model: a folder in the layout of the official release.
@@ -534,6 +542,98 @@ impl Default for Failure {
     fn default() -> Self {
         Failure { max_restarts: 3, stall_multiplier: 10.0, startup_seconds: 1200 }
     }
+}
+
+/// What a cluster needs to know beside; `qvl launch --local` ignores it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Cluster {
+    /// Image with `qvl` and `qvl-train`; the operator's default if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Ranks of one pod, and so of one node; chosen by the launcher, or all ranks in one pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpus_per_node: Option<u32>,
+    /// Extended resource that a pod asks for once for each of its ranks: `nvidia.com/gpu` if the
+    /// ranks compute on GPUs, none if they compute on CPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_resource: Option<String>,
+    /// What each rank asks for beside.
+    pub resources: RankResources,
+    /// Size of `/dev/shm` in a pod, for example `8Gi`.
+    pub shm: String,
+    /// Volumes of every pod. Model, data and output must lie on them.
+    pub volumes: Vec<Volume>,
+    /// Folder in the pod that relative paths of this job are relative to; the mount path of the
+    /// first volume if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub work_dir: Option<String>,
+    /// Only nodes with these labels.
+    pub node_selector: BTreeMap<String, String>,
+    /// Local queue of Kueue; without one the job does not wait in a queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue: Option<String>,
+    /// Priority class of the pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority_class: Option<String>,
+    /// Names of secrets for pulling the image.
+    pub image_pull_secrets: Vec<String>,
+    /// Seconds until all pods must run; then the job gives its GPUs back and tries again later.
+    pub start_timeout_seconds: u32,
+    /// Ids of checks that may be unknown in the pod's own test before the start.
+    pub allow_unknown: Vec<String>,
+    /// Seconds after the end until the pods are deleted; their logs stay.
+    pub ttl_seconds: u32,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Cluster {
+            image: None,
+            gpus_per_node: None,
+            gpu_resource: None,
+            resources: RankResources::default(),
+            shm: "1Gi".to_owned(),
+            volumes: Vec::new(),
+            work_dir: None,
+            node_selector: BTreeMap::new(),
+            queue: None,
+            priority_class: None,
+            image_pull_secrets: Vec::new(),
+            start_timeout_seconds: 600,
+            allow_unknown: Vec::new(),
+            ttl_seconds: 86_400,
+        }
+    }
+}
+
+/// What each rank of a pod asks for, in the notation of Kubernetes; empty = nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RankResources {
+    /// CPU cores, for example `4` or `500m`.
+    pub cpu: String,
+    /// Host memory, for example `32Gi`; it is the limit too.
+    pub memory: String,
+}
+
+/// A volume of every pod of a job: exactly one of `persistentVolumeClaim` and `hostPath`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Volume {
+    /// Name, unique within the job.
+    pub name: String,
+    /// Where it appears in the pod.
+    pub mount_path: String,
+    /// Name of a claim in the job's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<String>,
+    /// Folder of the node. Many clusters forbid it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_path: Option<String>,
+    /// Whether pods may only read it.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 fn default_seed() -> u64 {

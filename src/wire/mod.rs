@@ -9,6 +9,7 @@ pub mod env;
 mod event;
 mod exit;
 mod supervision;
+pub mod sync;
 
 pub use event::{EvalMetrics, Event, Interval, Record, StepMetrics, TaskLoss};
 pub use exit::{ExitStatus, TrainerExit};

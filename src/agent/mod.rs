@@ -1,0 +1,1 @@
+//! What runs beside the work: the supervisor of one pod, and the agent of one node.

@@ -1,0 +1,1 @@
+//! Logs that outlive their pods: segments in the pod, a collector in the cluster.

@@ -1,0 +1,1 @@
+//! The operator: observes a job and its pods, plans the next steps, applies them.
