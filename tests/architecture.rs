@@ -48,6 +48,7 @@ const PURE_MODULES: &[&str] = &["api", "facts", "job", "wire", "doctor", "report
 
 /// Files and folders of other modules that do no I/O either.
 const PURE_FILES: &[&str] = &[
+    "src/cli/cluster/trouble.rs",
     "src/data/boxes.rs",
     "src/data/chatml",
     "src/launch/ladder.rs",

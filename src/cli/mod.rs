@@ -1,5 +1,6 @@
 //! The command line of `qvl`: one file per subcommand.
 
+mod cluster;
 mod completions;
 mod data;
 mod doctor;
