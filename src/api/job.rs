@@ -1,11 +1,14 @@
 //! The kind `FineTuneJob`: the job file's own spec, and what the operator says about it.
 
+use std::borrow::Cow;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::api::ObjectMeta;
+use kube::{Resource, api::ObjectMeta, core::NamespaceResourceScope};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::job::JobSpec;
+use super::{GROUP, VERSION};
+use crate::job::{self, JobKind, JobSpec, JobVersion};
 
 /// A fine-tuning job in a cluster. Its spec is that of the job file, the same type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,6 +22,74 @@ pub struct FineTuneJob {
     pub spec: JobSpec,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<JobStatus>,
+}
+
+impl FineTuneJob {
+    /// Name of the kind.
+    pub const KIND: &'static str = "FineTuneJob";
+    /// Its plural, as in `kubectl get finetunejobs`.
+    pub const PLURAL: &'static str = "finetunejobs";
+
+    /// An object for the API server of a job file.
+    pub fn of(job: job::FineTuneJob) -> Self {
+        let metadata = ObjectMeta { name: Some(job.metadata.name), ..ObjectMeta::default() };
+        FineTuneJob {
+            api_version: format!("{GROUP}/{VERSION}"),
+            kind: Self::KIND.to_owned(),
+            metadata,
+            spec: job.spec,
+            status: None,
+        }
+    }
+
+    /// Name; empty only for an object that never was at an API server.
+    pub fn name(&self) -> &str {
+        self.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// Namespace; empty only for an object that never was at an API server.
+    pub fn namespace(&self) -> &str {
+        self.metadata.namespace.as_deref().unwrap_or_default()
+    }
+
+    /// The job file that this object holds.
+    pub fn file(&self) -> job::FineTuneJob {
+        job::FineTuneJob {
+            api_version: JobVersion::V1Alpha1,
+            kind: JobKind::FineTuneJob,
+            metadata: job::Metadata { name: self.name().to_owned() },
+            spec: self.spec.clone(),
+        }
+    }
+}
+
+impl Resource for FineTuneJob {
+    type DynamicType = ();
+    type Scope = NamespaceResourceScope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        Self::KIND.into()
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        GROUP.into()
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        VERSION.into()
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        Self::PLURAL.into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
 }
 
 /// Where a job is. Computed by one pure function, never from "the last condition".
@@ -58,8 +129,8 @@ pub struct JobStatus {
     /// Generation of the spec that this status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Validated, QuotaReserved, PodsScheduled, PreflightPassed, RendezvousComplete, Progressing,
-    /// Suspended, Restarting, Complete, Failed.
+    /// Validated, ChildrenApplied, QuotaReserved, PodsScheduled, PreflightPassed,
+    /// RendezvousComplete, Progressing, Suspended, Restarting, Complete, Failed.
     pub conditions: Vec<Condition>,
     /// Attempts that have begun: each is one Job with pods of its own.
     pub attempt: u32,

@@ -2,6 +2,7 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod crd;
 pub mod job;
 pub mod labels;
 pub mod node;

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod completions;
+mod crd;
 mod data;
 mod doctor;
 mod error;
@@ -61,6 +62,8 @@ pub enum Command {
     Schema(schema::SchemaArgs),
     /// Describe the fields of a job file, with their defaults.
     Explain(schema::ExplainArgs),
+    /// Print the custom resource definitions for a cluster, as YAML.
+    Crd,
     /// Print a completion script for a shell.
     Completions(completions::CompletionsArgs),
     /// Write manual pages into a folder.
@@ -105,6 +108,7 @@ fn dispatch(command: &Command) -> Result<ExitStatus, CliError> {
         Command::Data(args) => data::run(args, &mut out),
         Command::Schema(args) => schema::schema(args, &mut out),
         Command::Explain(args) => schema::explain(args, &mut out),
+        Command::Crd => crd::run(&mut out),
         Command::Completions(args) => completions::completions(args, &mut out),
         Command::Man(args) => completions::man(args),
     }

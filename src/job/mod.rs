@@ -6,6 +6,7 @@ mod lines;
 pub mod memory;
 mod parse;
 pub mod plan;
+pub mod quantity;
 pub mod schedule;
 mod shape;
 mod spec;
@@ -13,8 +14,9 @@ mod validate;
 
 pub use parse::{JobError, Problem, parse};
 pub use spec::{
-    Batch, Checkpoint, Compute, Data, Dtype, EvalSet, Evaluation, Failure, FineTuneJob, Full,
-    JobKind, JobSpec, JobVersion, Lora, LoraTarget, Mask, Metadata, Method, ModelSource,
-    Normalisation, OnOverlong, Optimizer, Part, Schedule, ScheduleKind, Stage, Task, TrainSet,
-    World,
+    Batch, Checkpoint, Cluster, Compute, Data, Dtype, EvalSet, Evaluation, Failure, FineTuneJob,
+    Full, JobKind, JobSpec, JobVersion, Lora, LoraTarget, Mask, Metadata, Method, ModelSource,
+    Normalisation, OnOverlong, Optimizer, Part, RankResources, Schedule, ScheduleKind, Stage, Task,
+    TrainSet, Volume, World,
 };
+pub use validate::problems;

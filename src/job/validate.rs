@@ -1,4 +1,7 @@
-//! Rules that a well-formed job can still break.
+//! Rules that a well-formed job can still break. In a cluster the API server applies them too:
+//! `api::crd` holds them in its language.
+
+mod cluster;
 
 use super::{FineTuneJob, JobSpec, Lora, Method, Schedule, Stage, parse::Problem};
 
@@ -8,7 +11,7 @@ const LONGEST_NAME: usize = 40;
 const SHORTEST_LIMIT: u32 = 16;
 
 /// Everything that is wrong with a job.
-pub(super) fn problems(job: &FineTuneJob) -> Vec<Problem> {
+pub fn problems(job: &FineTuneJob) -> Vec<Problem> {
     let mut found = Found::default();
     let name = &job.metadata.name;
     found.refuse(
@@ -27,6 +30,7 @@ pub(super) fn problems(job: &FineTuneJob) -> Vec<Problem> {
     batch(spec, &mut found);
     stages(spec, &mut found);
     running(spec, &mut found);
+    cluster::problems(&spec.cluster, spec.world.gpus, &mut found);
     found.problems
 }
 
