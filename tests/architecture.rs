@@ -53,6 +53,8 @@ const PURE_FILES: &[&str] = &[
     "src/data/chatml",
     "src/launch/ladder.rs",
     "src/launch/pulse.rs",
+    "src/logs/merge.rs",
+    "src/logs/segment.rs",
     "src/telemetry/stats.rs",
     "src/train/order.rs",
 ];

@@ -1,6 +1,7 @@
 //! The command line of `qvl`: one file per subcommand.
 
 mod cluster;
+mod collector;
 mod completions;
 mod crd;
 mod data;
@@ -64,6 +65,8 @@ pub enum Command {
     Explain(schema::ExplainArgs),
     /// Print the custom resource definitions for a cluster, as YAML.
     Crd,
+    /// Keep the logs of a cluster's jobs; the chart runs it.
+    Collector(collector::CollectorArgs),
     /// Print a completion script for a shell.
     Completions(completions::CompletionsArgs),
     /// Write manual pages into a folder.
@@ -109,6 +112,7 @@ fn dispatch(command: &Command) -> Result<ExitStatus, CliError> {
         Command::Schema(args) => schema::schema(args, &mut out),
         Command::Explain(args) => schema::explain(args, &mut out),
         Command::Crd => crd::run(&mut out),
+        Command::Collector(args) => collector::run(args),
         Command::Completions(args) => completions::completions(args, &mut out),
         Command::Man(args) => completions::man(args),
     }
