@@ -48,6 +48,19 @@ const PURE_MODULES: &[&str] = &["api", "facts", "job", "wire", "doctor", "report
 
 /// Files and folders of other modules that do no I/O either.
 const PURE_FILES: &[&str] = &[
+    "src/cli/cluster/events.rs",
+    "src/cli/cluster/explain.rs",
+    "src/cli/cluster/place.rs",
+    "src/cli/cluster/plan.rs",
+    "src/cli/cluster/quantity.rs",
+    "src/cli/cluster/record.rs",
+    "src/cli/cluster/redact.rs",
+    "src/cli/cluster/rooms.rs",
+    "src/cli/cluster/seen.rs",
+    "src/cli/cluster/status.rs",
+    "src/cli/cluster/table.rs",
+    "src/cli/cluster/tar.rs",
+    "src/cli/cluster/top.rs",
     "src/cli/cluster/trouble.rs",
     "src/data/boxes.rs",
     "src/data/chatml",

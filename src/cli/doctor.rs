@@ -10,7 +10,7 @@ use std::{
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{CliError, plan};
+use super::{CliError, cluster, plan};
 use crate::{
     data::lint,
     doctor::{self, DataVerdict, Demand, Overall, Report, Severity, Sizes, Stack},
@@ -62,6 +62,11 @@ pub struct DoctorArgs {
     /// The trainer that will run, instead of the `qvl-train` beside this program.
     #[arg(long, value_name = "FILE", env = "QVL_TRAIN_BIN")]
     trainer: Option<PathBuf>,
+    /// Judge the nodes of the cluster by the reports of their agents.
+    #[arg(long, conflicts_with_all = ["facts", "save_facts", "sysroot"])]
+    cluster: bool,
+    #[command(flatten)]
+    target: cluster::Target,
 }
 
 #[derive(Debug, Subcommand)]
@@ -98,8 +103,19 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
     let begin = Instant::now();
     let allowed = allowed(&args.allow_unknown)?;
     let (demand, folders) = demand(args)?;
-    let snapshot = snapshot(args, folders)?;
-    let report = doctor::diagnose(&snapshot, &demand);
+    let (snapshot, fleet) = if args.cluster {
+        let fleet = cluster::fleet::read(&args.target)?;
+        (fleet.snapshot.clone(), Some(fleet))
+    } else {
+        (snapshot(args, folders)?, None)
+    };
+    let mut report = doctor::diagnose(&snapshot, &demand);
+    if let Some(fleet) = &fleet {
+        cluster::fleet::leave_to_pods(&mut report);
+        if args.format == Format::Text {
+            cluster::fleet::preface(fleet, out)?;
+        }
+    }
     let elapsed_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
     let elapsed_ms = (!args.reproducible).then_some(elapsed_ms);
     let view = View { strict: args.strict, elapsed_ms, ..view(&allowed) };
@@ -141,7 +157,6 @@ pub(super) fn gate(
     allow_unknown: &[String],
     out: &mut impl Write,
 ) -> Result<Gate, CliError> {
-    let allowed = allowed(allow_unknown)?;
     let options = probe::Options {
         program: Some(std::env::current_exe()?),
         trainer: Some(trainer.to_owned()),
@@ -154,13 +169,24 @@ pub(super) fn gate(
     let nodes = BTreeMap::from([(node, facts)]);
     let snapshot = Snapshot { nodes, expected: BTreeSet::new() };
     let report = doctor::diagnose(&snapshot, &Demand::of(&planned.job, sizes(planned, folder)));
-    report::problems(&report, &view(&allowed), out)?;
-    writeln!(out, "{}", report::summary(&report))?;
+    if let Some(refused) = stop_launch(&report, allow_unknown, out)? {
+        return Ok(Gate::Closed(refused));
+    }
+    let verdict = report::json(&report, &view(&allowed(allow_unknown)?));
+    Ok(Gate::Open { facts: saved, verdict })
+}
+
+/// Says what is wrong, and whether a launch must stop because of it.
+pub(super) fn stop_launch(
+    report: &Report,
+    allow_unknown: &[String],
+    out: &mut impl Write,
+) -> Result<Option<ExitStatus>, CliError> {
+    let allowed = allowed(allow_unknown)?;
+    report::problems(report, &view(&allowed), out)?;
+    writeln!(out, "{}", report::summary(report))?;
     let hint = match report.overall(false, &allowed) {
-        Overall::Ready => {
-            let verdict = report::json(&report, &view(&allowed));
-            return Ok(Gate::Open { facts: saved, verdict });
-        }
+        Overall::Ready => return Ok(None),
         Overall::Blocked => {
             "blocked: nothing was started; `qvl doctor --job FILE` shows all checks"
         }
@@ -169,7 +195,7 @@ pub(super) fn gate(
         }
     };
     writeln!(out, "{hint}")?;
-    Ok(Gate::Closed(status(&report, false, &allowed)))
+    Ok(Some(status(report, false, &allowed)))
 }
 
 /// Ids that may be unknown; a misspelt one would silently allow nothing.
@@ -200,7 +226,12 @@ fn demand(args: &DoctorArgs) -> Result<(Demand, Vec<(Place, PathBuf)>), CliError
     };
     let folder = path.parent().filter(|path| !path.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
-    let planned = plan::make(plan::read_job(path, args.gpus)?, folder)?;
+    let job = plan::read_job(path, args.gpus)?;
+    if args.cluster && !folder.join(&job.spec.model.path).exists() {
+        // Model and data lie on volumes of the cluster: their sizes are not known here.
+        return Ok((Demand { stack, ..Demand::of(&job, Sizes::default()) }, Vec::new()));
+    }
+    let planned = plan::make(job, folder)?;
     let demand = Demand { stack, ..Demand::of(&planned.job, sizes(&planned, folder)) };
     Ok((demand, folders(&planned.job, folder)))
 }
@@ -219,7 +250,7 @@ fn folders(job: &FineTuneJob, folder: &Path) -> Vec<(Place, PathBuf)> {
     folders
 }
 
-fn sizes(planned: &plan::Plan, folder: &Path) -> Sizes {
+pub(super) fn sizes(planned: &plan::Plan, folder: &Path) -> Sizes {
     let blocking = |finding: &&lint::Finding| finding.severity == lint::Severity::Block;
     let findings = &planned.data.findings;
     let blocks = findings.iter().filter(blocking).count();
@@ -318,39 +349,6 @@ fn read_facts(path: &Path) -> Result<FactsFile, CliError> {
         ))));
     }
     serde_path_to_error::deserialize(value).map_err(|error| failed(error.into()))
-}
-
-#[derive(Debug, Args)]
-pub struct ProbeDriverArgs {
-    /// The library to ask.
-    #[arg(value_enum)]
-    library: LibraryArg,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum LibraryArg {
-    /// `libnvidia-ml.so.1`.
-    Nvml,
-    /// `libcuda.so.1`.
-    Cuda,
-}
-
-/// Asks the driver for the doctor that started this process, and may hang or crash in its place.
-pub(super) fn probe_driver(
-    args: &ProbeDriverArgs,
-    out: &mut impl Write,
-) -> Result<ExitStatus, CliError> {
-    let library = match args.library {
-        LibraryArg::Nvml => probe::DriverLibrary::Nvml,
-        LibraryArg::Cuda => probe::DriverLibrary::Cuda,
-    };
-    let answer = probe::serve(library, |call| {
-        let mut out = std::io::stdout();
-        // Whoever listened may be gone; then nobody needs the answer either.
-        let _said = writeln!(out, "{call}").and_then(|()| out.flush());
-    });
-    writeln!(out, "{answer}")?;
-    Ok(ExitStatus::Success)
 }
 
 fn word(severity: Severity) -> &'static str {

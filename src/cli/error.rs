@@ -30,6 +30,16 @@ impl CliError {
         self
     }
 
+    /// Whether this is an error of that type.
+    pub fn is<E: fmt::Display + fmt::Debug + Send + Sync + 'static>(&self) -> bool {
+        self.error.is::<E>()
+    }
+
+    /// The error in one line, without hints.
+    pub fn line(&self) -> String {
+        format!("{:#}", self.error)
+    }
+
     /// Whether whoever reads our output went away.
     pub fn is_broken_pipe(&self) -> bool {
         let mut causes = self.error.chain();

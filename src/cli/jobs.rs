@@ -1,4 +1,4 @@
-//! `qvl ps`, `qvl status` and `qvl stop`.
+//! `qvl ps`, `qvl status`, `qvl wait` and `qvl stop`; jobs of a cluster are handed on.
 
 use std::{
     io::Write,
@@ -12,7 +12,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{CliError, home, view::clock};
+use super::{CliError, cluster, home, view::clock};
 use crate::{
     launch::{
         registry,
@@ -32,6 +32,11 @@ pub struct PsArgs {
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
+    /// Jobs of all namespaces.
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
+    #[command(flatten)]
+    at: cluster::At,
 }
 
 #[derive(Debug, Args)]
@@ -41,6 +46,11 @@ pub struct StopArgs {
     /// Kill the ranks at once; what was done since the newest checkpoint is lost.
     #[arg(long)]
     now: bool,
+    /// In a cluster: delete the job afterwards; its files and logs stay.
+    #[arg(long)]
+    delete: bool,
+    #[command(flatten)]
+    at: cluster::At,
 }
 
 #[derive(Debug, Args)]
@@ -50,6 +60,8 @@ pub struct NameArgs {
     /// Print JSON instead of text.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    at: cluster::At,
 }
 
 /// The run of that name.
@@ -72,15 +84,32 @@ pub(super) fn word(run: &RunState) -> &'static str {
 }
 
 pub(super) fn ps(args: &PsArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
-    let runs = registry::list(&home::jobs())?;
+    let runs = if args.at.cluster { Vec::new() } else { registry::list(&home::jobs())? };
+    let jobs = cluster::commands::list(&args.at, args.all_namespaces)?;
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&runs).expect("plain data"))?;
+        let jobs = jobs.map(|jobs| jobs.iter().map(cluster::commands::json).collect::<Vec<_>>());
+        let value = serde_json::json!({"local": runs, "cluster": jobs});
+        writeln!(out, "{}", serde_json::to_string_pretty(&value).expect("plain data"))?;
         return Ok(ExitStatus::Success);
     }
-    if runs.is_empty() {
-        writeln!(out, "no runs; `qvl launch JOB.yaml --local` starts one")?;
-        return Ok(ExitStatus::Success);
+    let jobs = jobs.unwrap_or_default();
+    if runs.is_empty() && jobs.is_empty() {
+        let how = if args.at.cluster { "" } else { " --local" };
+        writeln!(out, "no runs; `qvl launch JOB.yaml{how}` starts one")?;
     }
+    if !runs.is_empty() {
+        print_runs(&runs, out)?;
+    }
+    if !jobs.is_empty() {
+        if !runs.is_empty() {
+            writeln!(out)?;
+        }
+        cluster::commands::print_list(&jobs, out)?;
+    }
+    Ok(ExitStatus::Success)
+}
+
+fn print_runs(runs: &[RunState], out: &mut impl Write) -> std::io::Result<()> {
     let titles = ["NAME", "STATUS", "STEP", "LOSS", "ATTEMPT", "CHANGED", "OUTPUT"];
     let mut rows = vec![titles.map(str::to_owned)];
     rows.extend(runs.iter().map(|run| {
@@ -94,8 +123,7 @@ pub(super) fn ps(args: &PsArgs, out: &mut impl Write) -> Result<ExitStatus, CliE
             run.output.display().to_string(),
         ]
     }));
-    print_table(&rows, out)?;
-    Ok(ExitStatus::Success)
+    print_table(&rows, out)
 }
 
 /// Columns as wide as their widest cell; the last one has no end.
@@ -117,21 +145,44 @@ fn ago(time_ms: u64) -> String {
 }
 
 pub(super) fn status(args: &NameArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
+    if args.at.is_cluster(&args.name)? {
+        return cluster::commands::status(&args.name, &args.at, args.json, out);
+    }
     let run = find(&args.name)?;
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&run).expect("plain data"))?;
     } else {
         describe(&run, out)?;
     }
-    Ok(match run.status {
+    Ok(end(&run))
+}
+
+fn end(run: &RunState) -> ExitStatus {
+    match run.status {
         Status::Succeeded => ExitStatus::Success,
         Status::Running if run.is_alive() => ExitStatus::JobRunning,
         Status::Running | Status::Failed => ExitStatus::JobFailed,
         Status::Stopped => ExitStatus::JobCancelled,
-    })
+    }
 }
 
-fn describe(run: &RunState, out: &mut impl Write) -> std::io::Result<()> {
+/// Waits for a run of this machine.
+pub(super) fn wait(name: &str, timeout: Option<Duration>) -> Result<ExitStatus, CliError> {
+    let begin = Instant::now();
+    let mut err = anstream::stderr();
+    loop {
+        let run = find(name)?;
+        let status = end(&run);
+        let over = timeout.is_some_and(|timeout| timeout <= begin.elapsed());
+        if status != ExitStatus::JobRunning || over {
+            writeln!(err, "{name}: {}, step {} of {}", word(&run), run.step, run.total_steps)?;
+            return Ok(status);
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+pub(super) fn describe(run: &RunState, out: &mut impl Write) -> std::io::Result<()> {
     writeln!(out, "{}: {}", run.name, word(run))?;
     let mut row = |name: &str, value: String| writeln!(out, "  {name:<11} {value}");
     row("step", format!("{} of {}", run.step, run.total_steps))?;
@@ -182,7 +233,16 @@ fn processes(ranks: &[&RankState]) -> String {
 }
 
 pub(super) fn stop(args: &StopArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
+    if args.at.is_cluster(&args.name)? {
+        let how = cluster::Stop { now: args.now, delete: args.delete };
+        return cluster::commands::stop(&args.name, &args.at, how, out);
+    }
     let run = find(&args.name)?;
+    if args.delete {
+        let what = format!("`{}` runs on this machine, where there is no object", run.name);
+        return Err(CliError::new(ExitStatus::Usage, what)
+            .hint(format!("its files are in `{}`", run.output.display())));
+    }
     if !run.is_alive() {
         end_orphans(&run, out)?;
         writeln!(out, "{} does not run ({})", run.name, word(&run))?;

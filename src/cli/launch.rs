@@ -8,7 +8,7 @@ use std::{
 use clap::{Args, ValueEnum};
 
 use super::{
-    CliError,
+    CliError, cluster,
     doctor::{self, Gate},
     jobs, plan, report, supervise,
 };
@@ -45,6 +45,8 @@ pub struct LaunchArgs {
     allow_unknown: Vec<String>,
     #[command(flatten)]
     how: How,
+    #[command(flatten, next_help_heading = "In a cluster")]
+    cluster: cluster::launch::ClusterLaunch,
 }
 
 #[derive(Debug, Args)]
@@ -56,6 +58,8 @@ pub struct ResumeArgs {
     gpus: Option<u32>,
     #[command(flatten)]
     how: How,
+    #[command(flatten)]
+    at: cluster::At,
 }
 
 #[derive(Debug, Args)]
@@ -75,14 +79,11 @@ pub(super) struct How {
 }
 
 pub(super) fn run(args: &LaunchArgs) -> Result<ExitStatus, CliError> {
-    let job = plan::read_job(&args.job, args.gpus)?;
     if !args.local {
-        return Err(CliError::new(
-            ExitStatus::Unreachable,
-            "this version launches on this machine only: the operator for clusters is not part of it yet",
-        )
-        .hint("add --local to run the ranks as processes on this machine"));
+        return in_cluster(args);
     }
+    args.cluster.refuse_local()?;
+    let job = plan::read_job(&args.job, args.gpus)?;
     let trainer = trainer(args.how.trainer.as_deref())?;
     let folder = args.job.parent().filter(|path| !path.as_os_str().is_empty());
     let folder = absolute(folder.unwrap_or(Path::new(".")))?;
@@ -126,7 +127,36 @@ pub(super) fn run(args: &LaunchArgs) -> Result<ExitStatus, CliError> {
     supervise::start(&job, &job_path, trainer, 1, &args.how)
 }
 
+fn in_cluster(args: &LaunchArgs) -> Result<ExitStatus, CliError> {
+    if args.overwrite {
+        return Err(CliError::new(
+            ExitStatus::Usage,
+            "--overwrite is for runs on this machine: the output of a job lies on a volume",
+        )
+        .hint("another spec.output keeps what is there"));
+    }
+    cluster::block_on(cluster::launch::launch(cluster::launch::Order {
+        job: &args.job,
+        gpus: args.gpus,
+        output: args.how.output,
+        detach: args.how.detach,
+        allow_unknown: &args.allow_unknown,
+        options: &args.cluster,
+    }))
+}
+
 pub(super) fn resume(args: &ResumeArgs) -> Result<ExitStatus, CliError> {
+    if args.at.is_cluster(&args.name)? {
+        if args.gpus.is_some() {
+            return Err(CliError::new(
+                ExitStatus::Usage,
+                "the number of ranks of a job in a cluster cannot change",
+            )
+            .hint("`qvl launch --gpus N` with another metadata.name and the same spec.output"));
+        }
+        let (output, detach) = (args.how.output, args.how.detach);
+        return cluster::commands::resume(&args.name, &args.at, output, detach);
+    }
     let run = jobs::find(&args.name)?;
     if run.is_alive() {
         return Err(CliError::new(ExitStatus::Usage, format!("`{}` runs already", run.name))

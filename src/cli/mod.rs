@@ -13,6 +13,7 @@ mod launch;
 mod logs;
 mod plan;
 mod plan_text;
+mod probe_driver;
 mod report;
 mod schema;
 mod supervise;
@@ -40,28 +41,40 @@ pub enum Command {
     Doctor(Box<doctor::DoctorArgs>),
     /// Ask the driver for the doctor.
     #[command(hide = true)]
-    ProbeDriver(doctor::ProbeDriverArgs),
+    ProbeDriver(probe_driver::ProbeDriverArgs),
     /// Show what a job will do: steps, saves, learning rate, memory per rank.
     Plan(plan::PlanArgs),
     /// Run a job.
-    Launch(launch::LaunchArgs),
-    /// List the runs of this user.
+    Launch(Box<launch::LaunchArgs>),
+    /// List the runs of this user on this machine, and the jobs of the cluster.
     Ps(jobs::PsArgs),
-    /// Show one run.
+    /// Show one run or job.
     Status(jobs::NameArgs),
+    /// Follow a job until it ends; the exit status is the job's.
+    Wait(cluster::commands::WaitArgs),
     /// Show the logs of all ranks of a run, merged by time.
     Logs(logs::LogsArgs),
     /// Ask a run to save a checkpoint and stop.
     Stop(jobs::StopArgs),
-    /// Go on with a stopped or failed run from its newest checkpoint.
+    /// Ask a job of the cluster to save a checkpoint and give its GPUs back; does not wait.
+    Suspend(cluster::commands::OneArgs),
+    /// Go on with a stopped or failed run, or a suspended job, from its newest checkpoint.
     Resume(launch::ResumeArgs),
+    /// Run a finished job of the cluster again, from its newest checkpoint.
+    Retry(cluster::commands::RetryArgs),
+    /// Show what the cluster said about a job, in order.
+    Events(cluster::commands::OneArgs),
+    /// Show the GPUs of the cluster and who uses them.
+    Top(cluster::commands::TopArgs),
+    /// Write all objects and logs of a job into one file, without secrets.
+    Bundle(cluster::commands::BundleArgs),
     /// Write the report of a run: one HTML file with curves, numbers and pictures.
     Report(report::ReportArgs),
     /// Work with data sets.
     Data(data::DataArgs),
     /// Print a JSON Schema.
     Schema(schema::SchemaArgs),
-    /// Describe the fields of a job file, with their defaults.
+    /// Tell why a job of the cluster is in its state; `explain job` describes the job file.
     Explain(schema::ExplainArgs),
     /// Print the custom resource definitions for a cluster, as YAML.
     Crd,
@@ -99,9 +112,15 @@ fn dispatch(command: &Command) -> Result<ExitStatus, CliError> {
     let mut out = anstream::stdout();
     match command {
         Command::Doctor(args) => doctor::run(args, &mut out),
-        Command::ProbeDriver(args) => doctor::probe_driver(args, &mut out),
+        Command::ProbeDriver(args) => probe_driver::run(args, &mut out),
         Command::Plan(args) => plan::run(args, &mut out),
         Command::Launch(args) => launch::run(args),
+        Command::Wait(args) => cluster::commands::wait(args),
+        Command::Suspend(args) => cluster::commands::suspend(args, &mut out),
+        Command::Retry(args) => cluster::commands::retry(args),
+        Command::Events(args) => cluster::commands::events(args, &mut out),
+        Command::Top(args) => cluster::commands::top(args, &mut out),
+        Command::Bundle(args) => cluster::commands::bundle(args, &mut out),
         Command::Ps(args) => jobs::ps(args, &mut out),
         Command::Status(args) => jobs::status(args, &mut out),
         Command::Logs(args) => logs::run(args, &mut out),

@@ -5,7 +5,7 @@ use std::io::Write;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-use super::CliError;
+use super::{CliError, cluster, jobs};
 use crate::{
     job::FineTuneJob,
     report,
@@ -21,11 +21,12 @@ pub struct SchemaArgs {
 
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// What to describe.
-    #[arg(value_enum)]
-    of: Kind,
-    /// A field, for example `spec.optimizer`.
+    /// Name of a job of the cluster, or the word `job` for the format of job files.
+    name: String,
+    /// With `job`: a field, for example `spec.optimizer`.
     path: Option<String>,
+    #[command(flatten)]
+    at: cluster::At,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -47,12 +48,8 @@ enum Line {
     Rank(Record),
     /// The supervisor speaks.
     Supervisor(SupervisorRecord),
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Kind {
-    /// The job file.
-    Job,
+    /// The launcher of a job in a cluster speaks.
+    Cluster(cluster::record::ClusterRecord),
 }
 
 pub(super) fn schema(args: &SchemaArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
@@ -65,8 +62,24 @@ pub(super) fn schema(args: &SchemaArgs, out: &mut impl Write) -> Result<ExitStat
     Ok(ExitStatus::Success)
 }
 
+/// Why a job is in its state; a run on this machine tells it by its status.
+fn explain_job(args: &ExplainArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
+    if let Some(field) = &args.path {
+        let what = format!("`{field}` is a field of the job format, `{}` a job", args.name);
+        return Err(CliError::new(ExitStatus::Usage, what)
+            .hint(format!("`qvl explain job {field}` describes the field")));
+    }
+    if args.at.is_cluster(&args.name)? {
+        return cluster::commands::explain(&args.name, &args.at, out);
+    }
+    jobs::describe(&jobs::find(&args.name)?, out)?;
+    Ok(ExitStatus::Success)
+}
+
 pub(super) fn explain(args: &ExplainArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
-    let Kind::Job = args.of;
+    if args.name != "job" || args.at.cluster {
+        return explain_job(args, out);
+    }
     let root = schemars::schema_for!(FineTuneJob).to_value();
     let mut schema = &root;
     for name in args.path.iter().flat_map(|path| path.split('.')).filter(|name| !name.is_empty()) {

@@ -258,7 +258,7 @@ pub(super) fn count(number: u32, thing: &str) -> String {
 }
 
 /// Steps a second, or seconds a step, whichever is above one.
-fn rate(seconds: f64) -> String {
+pub(super) fn rate(seconds: f64) -> String {
     if seconds < 1.0 {
         return format!("{:.1} it/s", 1.0 / seconds.max(1e-6));
     }

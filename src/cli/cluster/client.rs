@@ -114,11 +114,6 @@ impl Cluster {
         Api::all_with(self.client.clone(), &job_resource())
     }
 
-    /// The same cluster, another namespace.
-    pub(crate) fn within(&self, namespace: &str) -> Cluster {
-        Cluster { namespace: namespace.to_owned(), ..self.clone() }
-    }
-
     /// Awaits one answer; what goes wrong becomes an error for a person.
     pub(crate) async fn call<T>(
         &self,

@@ -1,10 +1,32 @@
-//! Commands that talk to a cluster.
+//! Commands that talk to a cluster. Files without requests are pure: they turn objects into
+//! plans, sentences and tables.
 
-#![expect(dead_code, reason = "the commands that use it follow")]
-
+mod act;
+mod bundle;
 mod client;
+pub(crate) mod commands;
+mod events;
+mod explain;
+pub(crate) mod fleet;
+mod follow;
+pub(crate) mod launch;
+mod objects;
+mod observe;
+mod place;
+mod plan;
+mod quantity;
+pub(crate) mod record;
+mod redact;
+mod rooms;
+mod seen;
+mod show;
+mod status;
+mod table;
+mod tar;
+mod top;
 mod trouble;
 
-#[expect(unused_imports, reason = "the commands that use it follow")]
+pub(crate) use act::Stop;
 pub(crate) use client::{Cluster, Target, block_on, connect};
+pub(crate) use commands::At;
 pub(crate) use trouble::Call;

@@ -36,6 +36,11 @@ impl<'c> Call<'c> {
     }
 }
 
+/// The user has no role that allows a request.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Denied(String);
+
 /// Which server, and who named it.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
@@ -100,12 +105,10 @@ fn denied(status: &Status, call: &Call<'_>) -> CliError {
         Some(namespace) => format!(" --namespace {namespace}"),
         None => " --all-namespaces".to_owned(),
     };
-    CliError::new(
-        ExitStatus::Unreachable,
-        format!("permission denied: {who} may not {verb} {resource} {place}"),
-    )
-    .hint(format!("`kubectl auth can-i {verb} {resource}{scope}` asks the cluster the same"))
-    .hint("the chart's ClusterRole `qvl-user` allows it: ask for a RoleBinding")
+    let what = format!("permission denied: {who} may not {verb} {resource} {place}");
+    CliError::of(ExitStatus::Unreachable, Denied(what))
+        .hint(format!("`kubectl auth can-i {verb} {resource}{scope}` asks the cluster the same"))
+        .hint("the chart's ClusterRole `qvl-user` allows it: ask for a RoleBinding")
 }
 
 fn missing(status: &Status, call: &Call<'_>) -> CliError {
