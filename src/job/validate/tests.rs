@@ -20,6 +20,7 @@ fn found(from: &str, to: &str) -> String {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one case per rule")]
 fn each_rule_names_its_field() {
     assert!(parse(JOB, "j").is_ok());
     let out = "output: out";
