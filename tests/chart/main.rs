@@ -40,7 +40,7 @@ fn golden(golden: &str, values: &[&str]) {
     settings.set_prepend_module_to_snapshot(false);
     settings.set_omit_expression(true);
     settings.bind(|| {
-        insta::assert_snapshot!(format!("chart-{golden}"), documents(&text).join("---\n"))
+        insta::assert_snapshot!(format!("chart-{golden}"), documents(&text).join("---\n"));
     });
 }
 

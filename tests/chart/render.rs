@@ -52,7 +52,7 @@ pub(crate) fn documents(text: &str) -> Vec<String> {
     let mut documents: Vec<String> = text
         .split("\n---\n")
         .map(|document| format!("{}\n", document.trim()))
-        .filter(|document| document.lines().any(|line| !line.starts_with('#') && line != ""))
+        .filter(|document| document.lines().any(|line| !line.starts_with('#') && !line.is_empty()))
         .collect();
     documents.sort();
     documents
@@ -71,11 +71,10 @@ pub(crate) fn pods(objects: &[Value]) -> Vec<(String, &Value, &Value)> {
     objects
         .iter()
         .filter_map(|object| {
-            let pod = match object["kind"].as_str() {
-                Some("Pod") => object,
-                _ if workload(object) => &object["spec"]["template"],
-                _ => return None,
-            };
+            let pod = if object["kind"] == "Pod" { object } else { &object["spec"]["template"] };
+            if object["kind"] != "Pod" && !workload(object) {
+                return None;
+            }
             Some((name(object), &pod["metadata"], &pod["spec"]))
         })
         .collect()
