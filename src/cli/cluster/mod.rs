@@ -29,4 +29,4 @@ mod trouble;
 pub(crate) use act::Stop;
 pub(crate) use client::{Cluster, Target, block_on, connect};
 pub(crate) use commands::At;
-pub(crate) use trouble::Call;
+pub(crate) use trouble::{Call, JOBS, no_job};

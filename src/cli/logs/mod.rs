@@ -1,12 +1,18 @@
 //! `qvl logs`.
 
-use std::{io::Write, thread, time::Duration};
+mod cluster;
+mod selection;
+mod source;
+
+use std::{io::Write, path::PathBuf, thread, time::Duration};
 
 use clap::Args;
 use jiff::Timestamp;
 use regex::Regex;
 
-use super::{CliError, jobs, view};
+use selection::{Ranks, Saved};
+
+use super::{CliError, cluster::At, jobs, view};
 use crate::{
     launch::{
         logs::{Line, Reader},
@@ -23,9 +29,10 @@ pub struct LogsArgs {
     /// Go on until the run ends; the exit status is then the run's.
     #[arg(short, long)]
     follow: bool,
-    /// Only this rank.
-    #[arg(long)]
-    rank: Option<u32>,
+    /// Only these ranks, as in `0,3`; `-1` is the last one. `all` for all: without it, a job in a
+    /// cluster shows its first and last rank, and warnings and errors of the others.
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    rank: Option<Ranks>,
     /// Only this attempt.
     #[arg(long)]
     attempt: Option<u32>,
@@ -41,31 +48,70 @@ pub struct LogsArgs {
     /// One JSON object per line.
     #[arg(long)]
     json: bool,
+    /// Write the lines into this folder, one file per attempt and rank, instead of showing them.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["first_error", "json"])]
+    save: Option<PathBuf>,
+    #[command(flatten)]
+    at: At,
+    /// Namespace that qvl is installed in.
+    #[arg(long, value_name = "NAME", default_value = "qvl-system", hide = true)]
+    system_namespace: String,
 }
 
 pub(super) fn run(args: &LogsArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
-    let run = jobs::find(&args.name)?;
+    if args.at.is_cluster(&args.name)? {
+        return cluster::run(args, out);
+    }
+    run_local(args, &jobs::find(&args.name)?, out)
+}
+
+fn run_local(
+    args: &LogsArgs,
+    run: &RunState,
+    out: &mut impl Write,
+) -> Result<ExitStatus, CliError> {
     let mut reader = Reader::new(&run.output);
     if args.first_error {
         return first_error(args, &reader.read_new()?, out);
     }
+    let mut saved = args.save.as_deref().map(Saved::create).transpose()?;
+    let ranks = args.rank.clone().unwrap_or_default();
     loop {
         // The state is read first: lines written before it changed are then seen for sure.
         let now = RunState::read(&run.output)?;
-        for line in reader.read_new()?.iter().filter(|line| args.wants(line)) {
-            args.print(line, out)?;
+        let last = now.ranks.iter().map(|rank| rank.rank).max();
+        let lines = reader.read_new()?;
+        for line in lines.iter().filter(|line| ranks.has(line.rank, last) && args.wants(line)) {
+            match &mut saved {
+                Some(saved) => saved.push(line)?,
+                None => args.print(line, out)?,
+            }
         }
         out.flush()?;
-        if !args.follow {
-            return Ok(ExitStatus::Success);
-        }
-        match now.status {
-            Status::Running if now.is_alive() => thread::sleep(Duration::from_millis(200)),
-            Status::Succeeded => return Ok(ExitStatus::Success),
-            Status::Running | Status::Failed => return Ok(ExitStatus::JobFailed),
-            Status::Stopped => return Ok(ExitStatus::JobCancelled),
+        let ended = match now.status {
+            Status::Running if now.is_alive() => None,
+            Status::Succeeded => Some(ExitStatus::Success),
+            Status::Running | Status::Failed => Some(ExitStatus::JobFailed),
+            Status::Stopped => Some(ExitStatus::JobCancelled),
+        };
+        match ended {
+            Some(status) if args.follow => return finish(saved, status, out),
+            _going_on if !args.follow => return finish(saved, ExitStatus::Success, out),
+            _going_on => thread::sleep(Duration::from_millis(200)),
         }
     }
+}
+
+/// Says what was saved.
+fn finish(
+    saved: Option<Saved>,
+    status: ExitStatus,
+    out: &mut impl Write,
+) -> Result<ExitStatus, CliError> {
+    if let Some(saved) = saved {
+        saved.finish(out)?;
+    }
+    Ok(status)
 }
 
 fn first_error(
@@ -73,7 +119,10 @@ fn first_error(
     lines: &[Line],
     out: &mut impl Write,
 ) -> Result<ExitStatus, CliError> {
-    let errors = || lines.iter().filter(|line| args.wants(line) && is_error(&line.text));
+    let ranks = args.rank.clone().unwrap_or_default();
+    let last = lines.iter().map(|line| line.rank).max();
+    let wanted = |line: &&Line| ranks.has(line.rank, last) && args.wants(line);
+    let errors = || lines.iter().filter(wanted).filter(|line| is_error(&line.text));
     let newest = errors().map(|line| line.attempt).max();
     match errors().find(|line| Some(line.attempt) == newest) {
         Some(line) => args.print(line, out)?,
@@ -102,8 +151,7 @@ fn since(text: &str) -> Result<u64, String> {
 
 impl LogsArgs {
     fn wants(&self, line: &Line) -> bool {
-        self.rank.is_none_or(|rank| rank == line.rank)
-            && self.attempt.is_none_or(|attempt| attempt == line.attempt)
+        self.attempt.is_none_or(|attempt| attempt == line.attempt)
             && self.since.is_none_or(|since| since <= line.time_ms)
             && self.grep.as_ref().is_none_or(|regex| {
                 regex.is_match(&line.text) || regex.is_match(&readable(&line.text))

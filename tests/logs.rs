@@ -1,0 +1,376 @@
+//! The log contract with real processes, files and sockets: pods that are killed, a collector that
+//! is killed, requests that nobody should believe, a disk that is full.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where it is wrong")]
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    io::Write,
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use qvl::logs::{
+    collector::StoredLine,
+    segment::{Body, Record},
+    spool::{Identity, Limits, Spool, Stats},
+};
+use serde_json::json;
+
+/// Names the folder of a pod in a child process of these tests.
+const POD: &str = "QVL_TEST_LOGS_POD";
+const TOKEN: &str = "token-of-pod-0";
+
+fn identity() -> Identity {
+    Identity {
+        namespace: "team".to_owned(),
+        job: "digits".to_owned(),
+        attempt: 1,
+        index: 0,
+        pod_uid: "0b1f".to_owned(),
+    }
+}
+
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_millis()).unwrap()
+}
+
+/// A collector as a process of its own, which can be killed.
+struct Collector {
+    folder: PathBuf,
+    url: String,
+    flags: Vec<String>,
+    process: Option<Child>,
+}
+
+impl Collector {
+    fn start(folder: &Path, flags: &[&str]) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let pod = |token: &str, namespace: &str, job: &str, index: u32, uid: &str| {
+            let pod = format!("{job}-a1-{index}-x7f2q");
+            json!({"token": token, "namespace": namespace, "job": job, "pod": pod, "podUid": uid})
+        };
+        let tokens = json!([
+            pod(TOKEN, "team", "digits", 0, "0b1f"),
+            pod("token-of-pod-1", "team", "digits", 1, "77aa"),
+            pod("token-of-other-job", "team", "letters", 0, "0c0c"),
+            {"token": "token-of-reader", "namespace": "team", "job": "digits"},
+        ]);
+        fs::create_dir_all(folder).unwrap();
+        fs::write(folder.join("tokens.json"), tokens.to_string()).unwrap();
+        let mut collector = Collector {
+            folder: folder.to_owned(),
+            url: format!("http://127.0.0.1:{port}"),
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            process: None,
+        };
+        collector.run();
+        collector
+    }
+
+    fn run(&mut self) {
+        let address = self.url.strip_prefix("http://").unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qvl"));
+        command.args(["collector", "--listen", address, "--metrics-listen", "127.0.0.1:0"]);
+        command.arg("--dir").arg(self.folder.join("logs"));
+        command.arg("--tokens").arg(self.folder.join("tokens.json")).args(&self.flags);
+        let log = fs::File::options().create(true).append(true).open(self.folder.join("log"));
+        self.process = Some(command.stderr(log.unwrap()).spawn().unwrap());
+        let begin = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "the collector does not listen");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn kill(&mut self) {
+        let mut process = self.process.take().unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    fn segments(&self) -> String {
+        self.place("segments?attempt=1&index=0&podUid=0b1f")
+    }
+
+    fn place(&self, what: &str) -> String {
+        format!("{}/v1/namespaces/team/jobs/digits/{what}", self.url)
+    }
+
+    fn lines(&self) -> Vec<StoredLine> {
+        let (status, text) = get(&self.place("lines"), "token-of-reader");
+        assert_eq!(status, 200, "{text}");
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Sends what is left in a pod's folder.
+    fn drain(&self, pod: &Path) -> Stats {
+        let spool = spool(pod, &self.url, Limits::default());
+        let stats = spool.close(Duration::from_secs(30));
+        assert_eq!(stats.trouble, None);
+        stats
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        if self.process.is_some() {
+            self.kill();
+        }
+    }
+}
+
+/// Status and text of the answer.
+fn post(url: &str, token: &str, body: &[u8]) -> (u16, String) {
+    block_on(async {
+        let request = reqwest::Client::new().post(url).bearer_auth(token);
+        let answer = request.body(body.to_vec()).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    })
+}
+
+fn get(url: &str, token: &str) -> (u16, String) {
+    block_on(async {
+        let request = reqwest::Client::new().get(url).header("x-qvl-token", token);
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    })
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+fn spool(pod: &Path, url: &str, limits: Limits) -> Spool {
+    let token = pod.join("token");
+    fs::create_dir_all(pod).unwrap();
+    fs::write(&token, format!("{TOKEN}\n")).unwrap();
+    Spool::start_with(&pod.join("spool"), Some(url), &token, identity(), limits).unwrap()
+}
+
+fn frames(records: impl IntoIterator<Item = (u32, u64, String)>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (rank, number, text) in records {
+        let body = Body::Line(text);
+        Record { rank, attempt: 1, epoch: 1, time_ms: 5, number, body }.encode(&mut bytes);
+    }
+    bytes
+}
+
+/// What a pod does: two ranks write lines and note, behind each, that it was written. As a child
+/// of another test it does so until it is killed.
+#[test]
+fn a_pod_writes_lines_and_notes_each() {
+    let (folder, url, endless) = match env::var(POD) {
+        Ok(value) => {
+            let (folder, url) = value.split_once(' ').unwrap();
+            (PathBuf::from(folder), url.to_owned(), true)
+        }
+        Err(_) => (tempfile::tempdir().unwrap().keep(), "http://127.0.0.1:1".to_owned(), false),
+    };
+    let limits = Limits { segment_bytes: 64 * 1024, ..Limits::default() };
+    let spool = spool(&folder, &url, limits);
+    let notes = fs::File::options().create(true).append(true).open(folder.join("notes"));
+    let mut notes = notes.unwrap();
+    let process = std::process::id();
+    let mut i = 0;
+    while endless || i < 100 {
+        let rank = i % 2;
+        let text = format!("{process}-{i}");
+        spool.push(rank, 1, now_ms(), &text);
+        notes.write_all(format!("{} {rank} {text}\n", now_ms()).as_bytes()).unwrap();
+        i += 1;
+        if i.is_multiple_of(8) {
+            thread::sleep(Duration::from_millis(4));
+        }
+    }
+    let stats = spool.close(Duration::from_secs(1));
+    assert_eq!((stats.pushed, stats.written, stats.acknowledged), (100, 100, 0));
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn no_line_that_is_a_second_old_is_lost_when_pods_and_collectors_are_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let pod = folder.path().join("pod");
+    fs::create_dir_all(&pod).unwrap();
+    let mut collector = Collector::start(&folder.path().join("collector"), &[]);
+    let mut kills = Vec::new();
+    for round in 0..20_u64 {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "a_pod_writes_lines_and_notes_each"])
+            .env(POD, format!("{} {}", pod.display(), collector.url))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let pause = 1050 + (now_ms() * 7919 + round * 104_729) % 500;
+        thread::sleep(Duration::from_millis(pause / 2));
+        if round % 3 == 1 {
+            collector.kill();
+            thread::sleep(Duration::from_millis(pause % 300));
+            collector.run();
+        }
+        thread::sleep(Duration::from_millis(pause / 2));
+        kills.push(now_ms());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    collector.drain(&pod);
+    let notes = fs::read_to_string(pod.join("notes")).unwrap();
+    compare(&collector.lines(), &notes, &kills);
+}
+
+/// Each line that was noted a second before a kill must be stored, once, in order.
+fn compare(stored: &[StoredLine], notes: &str, kills: &[u64]) {
+    let mut next: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut texts: BTreeMap<(u32, &str), u32> = BTreeMap::new();
+    for line in stored {
+        assert_eq!(line.lost, None, "nothing was given up");
+        let next = next.entry(line.rank).or_default();
+        assert_eq!(line.number, *next, "rank {}: in order, without gaps", line.rank);
+        *next += 1;
+        *texts.entry((line.rank, line.text.as_deref().unwrap())).or_default() += 1;
+    }
+    assert!(texts.values().all(|count| *count == 1), "no line is there twice");
+    let (mut promised, mut lost, mut youngest) = (0, Vec::new(), 0);
+    for note in notes.lines() {
+        let words: Vec<&str> = note.split(' ').collect();
+        let &[time, rank, text] = words.as_slice() else { continue };
+        let (time, rank): (u64, u32) = (time.parse().unwrap(), rank.parse().unwrap());
+        let kill = *kills.iter().find(|kill| time <= **kill).unwrap();
+        let stored = texts.contains_key(&(rank, text));
+        if time + 1000 <= kill {
+            promised += 1;
+            if !stored {
+                lost.push(note);
+            }
+        }
+        if !stored {
+            youngest = youngest.max(kill - time);
+        }
+    }
+    let mut err = std::io::stderr();
+    writeln!(
+        err,
+        "{promised} lines were promised, {} stored; the oldest lost one was {youngest} ms old",
+        stored.len()
+    )
+    .unwrap();
+    assert!(0 < promised);
+    assert_eq!(lost, Vec::<&str>::new());
+}
+
+#[test]
+fn files_that_were_cut_are_read_to_the_cut_and_gone_on_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut collector = Collector::start(&folder.path().join("collector"), &[]);
+    let line = |number: u64| (0, number, format!("line {number}"));
+    assert_eq!(post(&collector.segments(), TOKEN, &frames((0..100).map(line))).0, 200);
+    collector.kill();
+    let parts = collector.folder.join("logs/team/digits/a00001");
+    let part = fs::read_dir(parts).unwrap().next().unwrap().unwrap().path();
+    let length = fs::metadata(&part).unwrap().len();
+    fs::File::options().write(true).open(&part).unwrap().set_len(length / 2 - 3).unwrap();
+    collector.run();
+    let left = collector.lines().len() as u64;
+    assert!(40 < left && left < 60, "{left}");
+    assert_eq!(post(&collector.segments(), TOKEN, &frames([line(100)])).0, 200);
+    let lines = collector.lines();
+    let texts: Vec<_> = lines.iter().filter_map(|line| line.text.clone()).collect();
+    let expected: Vec<_> = (0..left).chain([100]).map(|number| line(number).2).collect();
+    assert_eq!(texts, expected);
+    let gaps: Vec<_> = lines.iter().filter_map(|line| Some((line.number, line.lost?))).collect();
+    assert_eq!(gaps, [(left, 100 - left)]);
+}
+
+#[test]
+fn requests_that_nobody_should_believe_are_refused_and_change_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let collector = Collector::start(&folder.path().join("collector"), &[]);
+    let sent = frames([(0, 0, "a".to_owned())]);
+    let refused = |what: &str, token: &str, body: &[u8], status: u16, why: &str| {
+        let (got, text) = post(&collector.place(what), token, body);
+        assert_eq!(got, status, "{what}: {text}");
+        assert!(text.contains(why), "{what}: {text}");
+    };
+    let segments = "segments?attempt=1&index=0&podUid=0b1f";
+    refused(segments, "no-token", &sent, 401, "not valid for `qvl.dev/team/digits`");
+    refused(segments, "token-of-other-job", &sent, 401, "not valid");
+    refused(segments, "token-of-pod-1", &sent, 403, "not that of pod 0");
+    refused(segments, "token-of-reader", &sent, 403, "not that of pod 0");
+    refused("segments?attempt=2&index=0&podUid=0b1f", TOKEN, &sent, 403, "attempt 2");
+    refused("segments?attempt=1&index=0&podUid=77aa", TOKEN, &sent, 403, "not that of pod 0");
+    refused("segments?attempt=1&index=0&podUid=..%2F..", TOKEN, &sent, 400, "no pod UID");
+    refused("segments?attempt=x&index=0&podUid=0b1f", TOKEN, &sent, 400, "");
+    refused(segments, TOKEN, b"no segment", 400, "damaged after 0 bytes");
+    refused(segments, TOKEN, &vec![0; (4 << 20) + 1], 413, "at most 4194304 bytes");
+    refused(segments, TOKEN, &frames([(16, 0, "a".to_owned())]), 403, "rank 16");
+    for job in ["..%2F..%2Fetc", "%2Fetc", "a%00b", "..", "."] {
+        let url = format!("{}/v1/namespaces/team/jobs/{job}/{segments}", collector.url);
+        let status = post(&url, TOKEN, &sent).0;
+        assert!([400, 401, 404].contains(&status), "{job}: {status}");
+    }
+    assert_eq!(get(&collector.place("lines"), "").0, 401);
+    assert_eq!(get(&collector.place("lines"), "token-of-other-job").0, 401);
+    assert_eq!(get(&collector.place("lines?rank=x"), "token-of-reader").0, 400);
+    assert_eq!(collector.lines(), []);
+    let left: Vec<_> = fs::read_dir(collector.folder.join("logs")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    // A replay is no harm.
+    for new in [1, 0] {
+        let (status, text) = post(&collector.segments(), TOKEN, &sent);
+        assert_eq!(status, 200, "{text}");
+        assert!(text.contains(&format!("\"lines\":{new}")), "{text}");
+    }
+    assert_eq!(collector.lines().len(), 1);
+}
+
+#[test]
+fn a_full_collector_takes_nothing_and_the_pod_keeps_its_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut collector = Collector::start(&folder.path().join("collector"), &["--max-bytes", "2Ki"]);
+    let pod = folder.path().join("pod");
+    let writing = spool(&pod, &collector.url, Limits::default());
+    (0..100).for_each(|i| writing.push(0, 1, now_ms(), &format!("a line of the rank: {i}")));
+    let stats = writing.close(Duration::from_secs(2));
+    assert_eq!((stats.written, stats.acknowledged, stats.lost), (100, 0, 0));
+    assert!(stats.trouble.unwrap().contains("507"));
+    assert_eq!(collector.lines(), []);
+    collector.kill();
+    collector.flags = vec![];
+    collector.run();
+    assert_eq!(collector.drain(&pod).acknowledged, 100);
+    assert_eq!(collector.lines().len(), 100);
+}
+
+#[test]
+fn a_follower_sees_lines_within_seconds() {
+    let folder = tempfile::tempdir().unwrap();
+    let collector = Collector::start(&folder.path().join("collector"), &[]);
+    let pod = folder.path().join("pod");
+    let writing = spool(&pod, &collector.url, Limits::default());
+    writing.push(0, 1, now_ms(), "first");
+    let follow = collector.place("lines?follow=true");
+    block_on(async {
+        let request = reqwest::Client::new().get(follow).bearer_auth("token-of-reader");
+        let mut answer = request.send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 200);
+        for text in ["first", "second"] {
+            if text == "second" {
+                writing.push(0, 1, now_ms(), text);
+            }
+            let begin = Instant::now();
+            let chunk = tokio::time::timeout(Duration::from_secs(10), answer.chunk()).await;
+            let chunk = chunk.unwrap().unwrap().unwrap();
+            let line: StoredLine = serde_json::from_slice(chunk.trim_ascii()).unwrap();
+            assert_eq!(line.text.as_deref(), Some(text));
+            assert!(begin.elapsed() < Duration::from_secs(10));
+        }
+    });
+    assert_eq!(writing.close(Duration::from_secs(10)).acknowledged, 2);
+}
