@@ -20,7 +20,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("launch", &["data", "doctor", "facts", "job", "telemetry", "wire"]),
     ("api", &["job"]),
     ("logs", &["wire"]),
-    ("operator", &["api", "job", "launch", "wire"]),
+    ("operator", &["api", "job", "launch", "logs", "wire"]),
     ("agent", &["api", "doctor", "facts", "job", "launch", "logs", "probe", "report", "wire"]),
     ("train", &["data", "job", "telemetry", "wire"]),
     (
@@ -68,6 +68,8 @@ const PURE_FILES: &[&str] = &[
     "src/launch/pulse.rs",
     "src/logs/merge.rs",
     "src/logs/segment.rs",
+    "src/operator/gang",
+    "src/operator/gang.rs",
     "src/telemetry/stats.rs",
     "src/train/order.rs",
 ];
@@ -110,6 +112,7 @@ const UNSAFE: &[(&str, &str)] = &[
 const LONGEST: usize = 400;
 const LONG: &[(&str, &str)] = &[
     ("src/job/spec.rs", "the job format, most of it documentation"),
+    ("src/operator/gang/tests.rs", "one story of a gang after another"),
     ("src/train/adapter.rs", "the adapter format with its errors and their tests"),
     ("src/train/checkpoint/tests.rs", "one scenario of a crash after another"),
     ("src/train/collective/tcp.rs", "the protocol of a group with its tests"),

@@ -1,1 +1,3 @@
-//! What runs beside the work: the supervisor of one pod, and the agent of one node.
+//! What runs on a node: the supervisor of the ranks of a pod, and the reporter of the node.
+
+pub mod rank;

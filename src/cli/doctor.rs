@@ -127,7 +127,7 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
 }
 
 /// Text as wide as the terminal, within reason; the stream takes colours out that nobody sees.
-fn view(allowed: &BTreeSet<String>) -> View<'_> {
+pub(super) fn view(allowed: &BTreeSet<String>) -> View<'_> {
     let terminal = terminal_size::terminal_size().map(|(width, _height)| usize::from(width.0));
     let width = terminal.unwrap_or(100).clamp(60, 120);
     View { strict: false, allowed, elapsed_ms: None, color: true, width }
@@ -199,7 +199,7 @@ pub(super) fn stop_launch(
 }
 
 /// Ids that may be unknown; a misspelt one would silently allow nothing.
-fn allowed(ids: &[String]) -> Result<BTreeSet<String>, CliError> {
+pub(super) fn allowed(ids: &[String]) -> Result<BTreeSet<String>, CliError> {
     for id in ids {
         find(id)?;
     }
@@ -237,7 +237,7 @@ fn demand(args: &DoctorArgs) -> Result<(Demand, Vec<(Place, PathBuf)>), CliError
 }
 
 /// The folders and files that a job reads and writes.
-fn folders(job: &FineTuneJob, folder: &Path) -> Vec<(Place, PathBuf)> {
+pub(super) fn folders(job: &FineTuneJob, folder: &Path) -> Vec<(Place, PathBuf)> {
     let spec = &job.spec;
     let mut folders = vec![
         (Place::Temporary, std::env::temp_dir()),

@@ -1,5 +1,6 @@
 //! The command line of `qvl`: one file per subcommand.
 
+mod agent;
 mod cluster;
 mod collector;
 mod completions;
@@ -21,7 +22,7 @@ mod view;
 
 pub use error::CliError;
 
-use std::io::Write;
+use std::{io::Write, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -72,6 +73,9 @@ pub enum Command {
     Report(report::ReportArgs),
     /// Work with data sets.
     Data(data::DataArgs),
+    /// Run in a cluster's pods; the operator starts it.
+    #[command(hide = true)]
+    Agent(agent::AgentArgs),
     /// Print a JSON Schema.
     Schema(schema::SchemaArgs),
     /// Tell why a job of the cluster is in its state; `explain job` describes the job file.
@@ -88,15 +92,23 @@ pub enum Command {
 }
 
 /// Parses the command line, runs the command and prints its error, if any.
-pub fn main() -> ExitStatus {
+pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             let _printed = error.print();
-            return if error.use_stderr() { ExitStatus::Usage } else { ExitStatus::Success };
+            let status = if error.use_stderr() { ExitStatus::Usage } else { ExitStatus::Success };
+            return status.into();
         }
     };
-    match dispatch(&cli.command) {
+    if let Command::Agent(args) = &cli.command {
+        return agent::container(args);
+    }
+    run(&cli.command).into()
+}
+
+fn run(command: &Command) -> ExitStatus {
+    match dispatch(command) {
         Ok(status) => status,
         // Whoever reads our output has seen enough, for example `head`.
         Err(error) if error.is_broken_pipe() => ExitStatus::Success,
@@ -128,6 +140,8 @@ fn dispatch(command: &Command) -> Result<ExitStatus, CliError> {
         Command::Resume(args) => launch::resume(args),
         Command::Report(args) => report::run(args, &mut out),
         Command::Data(args) => data::run(args, &mut out),
+        // A pod's code is that of a trainer; `main` gives it.
+        Command::Agent(_) => Ok(ExitStatus::Internal),
         Command::Schema(args) => schema::schema(args, &mut out),
         Command::Explain(args) => schema::explain(args, &mut out),
         Command::Crd => crd::run(&mut out),

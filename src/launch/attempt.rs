@@ -12,17 +12,15 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-pub use super::rank::Plan;
+pub use super::rank::{Meeting, Plan};
 use super::{
     ladder::RankEnd,
     process,
     pulse::{Limits, Pulse, Silence, Verdict},
-    rank::{Meeting, RankProcess, Said},
+    rank::{RankProcess, Said},
 };
 use crate::wire::{Record, TrainerExit};
 
-/// How long the others may take to notice that a rank has failed, before they are killed.
-const SWEEP_AFTER: Duration = Duration::from_secs(10);
 /// How often the ranks are looked at.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -37,6 +35,8 @@ pub enum News {
     Line { rank: u32, text: String },
     /// A step takes long.
     Slow(Silence),
+    /// A rank that is about to be killed was stopped by a signal or a debugger.
+    Stopped { rank: u32 },
     /// A rank has ended.
     Ended(RankEnd),
     /// The ranks were told to stop: to save first, or at once.
@@ -51,9 +51,13 @@ pub enum Request {
     Stop,
     /// Stop at once.
     Kill,
+    /// The same, because a rank of another machine has ended: those of this one are victims.
+    Sweep,
 }
 
 struct Attempt {
+    first: u32,
+    sweep_after: Duration,
     ranks: Vec<RankProcess>,
     receiver: Receiver<(u32, Said)>,
     pulse: Pulse,
@@ -84,18 +88,25 @@ pub fn run(
 impl Attempt {
     fn start(plan: &Plan, news: &mut impl FnMut(News)) -> io::Result<Self> {
         let (sender, receiver) = channel();
-        let meeting = Meeting { port: free_port()?, token: random_token()? };
+        let meeting = if let Some(meeting) = &plan.meeting {
+            meeting.clone()
+        } else {
+            let address = "127.0.0.1".to_owned();
+            Meeting { address, port: free_port()?, token: random_token()? }
+        };
         let mut ranks = Vec::new();
-        for rank in 0..plan.world {
+        for rank in plan.first..plan.first + plan.ranks {
             let rank = RankProcess::start(plan, rank, &meeting, &sender)?;
             news(News::Spawned { rank: rank.rank, pid: rank.pid() });
             ranks.push(rank);
         }
         let limits = Limits { multiplier: plan.stall_multiplier, startup: plan.startup };
         Ok(Attempt {
+            first: plan.first,
+            sweep_after: plan.sweep_after,
             ranks,
             receiver,
-            pulse: Pulse::new(limits, plan.world, Instant::now()),
+            pulse: Pulse::new(limits, plan.ranks, Instant::now()),
             asked: Request::Nothing,
             sweep: None,
             memory_kills: process::memory_kills(),
@@ -119,16 +130,17 @@ impl Attempt {
         }
     }
 
-    fn hear(&mut self, rank: u32, said: Said, news: &mut impl FnMut(News)) {
-        if let Some(rank) = self.ranks.get_mut(rank as usize) {
+    /// `local` counts the ranks of this machine.
+    fn hear(&mut self, local: u32, said: Said, news: &mut impl FnMut(News)) {
+        if let Some(rank) = self.ranks.get_mut(local as usize) {
             rank.hear(&said);
         }
         match said {
             Said::Event(record) => {
-                self.pulse.beat(rank, &record.event, Instant::now());
+                self.pulse.beat(local, &record.event, Instant::now());
                 news(News::Event(record));
             }
-            Said::Line(text) => news(News::Line { rank, text }),
+            Said::Line(text) => news(News::Line { rank: self.first + local, text }),
             Said::Closed => {}
         }
     }
@@ -142,6 +154,7 @@ impl Attempt {
             Request::Nothing => return,
             Request::Stop => self.signal(Signal::SIGTERM),
             Request::Kill => self.signal(Signal::SIGKILL),
+            Request::Sweep => self.sweep_up(None, news),
         }
         news(News::Signalled(wanted));
     }
@@ -158,27 +171,30 @@ impl Attempt {
                 continue;
             }
             rank.over = true;
-            self.pulse.over(rank.rank);
+            self.pulse.over(rank.rank - self.first);
             let before = self.memory_kills;
             let kills = process::memory_kills();
             let end = rank.end(before.zip(kills).map(|(before, now)| now.saturating_sub(before)));
             // On request ranks leave when they are done: one of them may still be saving.
             let wanted = self.asked != Request::Nothing && end.exit == Some(TrainerExit::Preempted);
             if end.exit != Some(TrainerExit::Success) && !wanted {
-                self.sweep.get_or_insert(now + SWEEP_AFTER);
+                self.sweep.get_or_insert(now + self.sweep_after);
             }
             self.ends.push(end.clone());
             news(News::Ended(end));
         }
         if self.sweep.is_some_and(|at| at <= now) {
-            self.sweep_up(None);
+            self.sweep_up(None, news);
         }
         Ok(())
     }
 
     /// Kills what is left.
-    fn sweep_up(&mut self, stalled: Option<Silence>) {
+    fn sweep_up(&mut self, stalled: Option<Silence>, news: &mut impl FnMut(News)) {
         for rank in self.ranks.iter_mut().filter(|rank| !rank.over) {
+            if !rank.swept && process::is_stopped(rank.pid()) {
+                news(News::Stopped { rank: rank.rank });
+            }
             match stalled {
                 Some(silence) if silence.rank == rank.rank => rank.stalled = stalled,
                 Some(_) | None => rank.swept = rank.stalled.is_none(),
@@ -192,12 +208,13 @@ impl Attempt {
         if self.ranks.iter().any(|rank| rank.stalled.is_some()) {
             return;
         }
+        let here = |silence: Silence| Silence { rank: self.first + silence.rank, ..silence };
         match self.pulse.judge(Instant::now()) {
             Verdict::Fine => {}
-            Verdict::Slow(silence) => news(News::Slow(self.accuse(silence))),
+            Verdict::Slow(silence) => news(News::Slow(self.accuse(here(silence)))),
             Verdict::Stalled(silence) => {
-                let silence = self.accuse(silence);
-                self.sweep_up(Some(silence));
+                let silence = self.accuse(here(silence));
+                self.sweep_up(Some(silence), news);
             }
         }
     }

@@ -40,6 +40,19 @@ pub enum Class {
     Passing,
 }
 
+impl Class {
+    /// Name in status and termination messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Input => "input",
+            Class::Hardware => "hardware",
+            Class::Memory => "memory",
+            Class::Crash => "crash",
+            Class::Passing => "passing",
+        }
+    }
+}
+
 /// What to do next.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {

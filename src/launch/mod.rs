@@ -9,3 +9,4 @@ mod rank;
 pub mod registry;
 pub mod state;
 pub mod supervisor;
+pub mod text;

@@ -1,6 +1,7 @@
 //! One rank as a child process: its start, its pipes, and its certain end.
 
 use std::{
+    fmt,
     io::{self, BufRead, BufReader, Read},
     os::unix::process::{CommandExt, ExitStatusExt},
     path::PathBuf,
@@ -26,7 +27,15 @@ const DRAIN: Duration = Duration::from_millis(500);
 pub struct Plan {
     pub trainer: PathBuf,
     pub job: PathBuf,
+    /// Ranks of the whole job.
     pub world: u32,
+    /// First rank of this machine, and how many it has.
+    pub first: u32,
+    pub ranks: u32,
+    /// Where the ranks meet; `None` if all of them are here and any free port will do.
+    pub meeting: Option<Meeting>,
+    /// How long the others may take to notice that a rank has failed, before they are killed.
+    pub sweep_after: Duration,
     pub attempt: u32,
     pub threads: u32,
     pub peer_timeout_seconds: u32,
@@ -35,10 +44,19 @@ pub struct Plan {
 }
 
 /// Where the ranks of one attempt meet.
-#[derive(Clone, Debug)]
-pub(super) struct Meeting {
+#[derive(Clone, PartialEq, Eq)]
+pub struct Meeting {
+    /// Address of the machine that runs rank 0.
+    pub address: String,
     pub port: u16,
+    /// What the ranks show each other.
     pub token: String,
+}
+
+impl fmt::Debug for Meeting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.address, self.port)
+    }
 }
 
 /// What comes out of the pipes of a rank.
@@ -82,9 +100,9 @@ impl RankProcess {
             .arg("--job")
             .arg(&plan.job)
             .env(env::RANK, rank.to_string())
-            .env(env::LOCAL_RANK, rank.to_string())
+            .env(env::LOCAL_RANK, (rank - plan.first).to_string())
             .env(env::WORLD_SIZE, plan.world.to_string())
-            .env(env::MASTER_ADDR, "127.0.0.1")
+            .env(env::MASTER_ADDR, &meeting.address)
             .env(env::MASTER_PORT, meeting.port.to_string())
             .env(env::ATTEMPT, plan.attempt.to_string())
             .env(env::TOKEN, &meeting.token)
@@ -98,8 +116,9 @@ impl RankProcess {
             .spawn()?;
         let stdout = child.stdout.take().expect("stdout is piped");
         let stderr = child.stderr.take().expect("stderr is piped");
-        follow(rank, stdout, sender.clone(), event_or_line);
-        follow(rank, stderr, sender.clone(), Said::Line);
+        let local = rank - plan.first;
+        follow(local, stdout, sender.clone(), event_or_line);
+        follow(local, stderr, sender.clone(), Said::Line);
         Ok(RankProcess {
             rank,
             child,

@@ -27,6 +27,9 @@ use crate::{
 /// How often `state.json` follows the steps.
 const STATE_EVERY: Duration = Duration::from_millis(500);
 
+/// How long the others may take to notice that a rank has failed, before they are killed.
+const SWEEP_AFTER: Duration = Duration::from_secs(10);
+
 /// What a person or a program should see of a run.
 #[derive(Debug)]
 pub enum Notice {
@@ -181,6 +184,10 @@ impl<'a, N: FnMut(Notice)> Supervisor<'a, N> {
             trainer: self.launch.trainer.clone(),
             job: self.launch.job_path.clone(),
             world: spec.world.gpus,
+            first: 0,
+            ranks: spec.world.gpus,
+            meeting: None,
+            sweep_after: SWEEP_AFTER,
             attempt: self.state.attempt,
             threads: self.launch.threads,
             peer_timeout_seconds: spec.world.peer_timeout_seconds,
@@ -223,8 +230,11 @@ impl<'a, N: FnMut(Notice)> Supervisor<'a, N> {
                 Ok(())
             }
             News::Signalled(request) => {
-                self.tell(SupervisorEvent::Stopping { kill: request == Request::Kill });
+                self.tell(SupervisorEvent::Stopping { kill: request != Request::Stop });
                 Ok(())
+            }
+            News::Stopped { rank } => {
+                self.log(rank, &format!("[supervisor] rank {rank} was stopped by a signal"))
             }
             News::Ended(end) => self.ended(&end),
             News::Event(record) => self.event(record),

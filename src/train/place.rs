@@ -82,6 +82,14 @@ fn cuda(_local_rank: usize) -> candle_core::Result<Device> {
     candle_core::bail!("this qvl-train was built without CUDA")
 }
 
+/// Address and port in one text; an IPv6 address needs its brackets.
+fn authority(address: &str, port: u16) -> String {
+    match address.parse::<std::net::Ipv6Addr>() {
+        Ok(address) => format!("[{address}]:{port}"),
+        Err(_) => format!("{address}:{port}"),
+    }
+}
+
 /// The group of all ranks. `job` is a digest of everything that must be equal on all of them.
 pub fn join(
     place: &Place,
@@ -95,7 +103,7 @@ pub fn join(
     let config = TcpConfig {
         rank: place.rank,
         world: place.world,
-        master: format!("{}:{}", place.master_addr, place.master_port),
+        master: authority(&place.master_addr, place.master_port),
         token: place.token.clone(),
         attempt: place.attempt,
         job: digest.to_owned(),

@@ -30,8 +30,24 @@ pub struct SyncRequest {
     pub address: String,
     /// A port that rank 0 can meet the others at; only that of index 0 counts.
     pub port: u16,
+    /// Grows with every request of a pod, also when its supervisor was started anew, so that a
+    /// request that comes late is known. 0 if it is not counted.
+    #[serde(default)]
+    pub sequence: u64,
     pub phase: PodPhase,
-    /// The last step of this pod's first rank.
+    /// Newest epoch that this pod has had, also when its trainers are gone: no epoch comes twice.
+    #[serde(default)]
+    pub last_epoch: u32,
+    /// All ranks of this pod have met the others in this epoch.
+    #[serde(default)]
+    pub ready: bool,
+    /// The pod was asked to end (a drain, a deletion) and will not join again.
+    #[serde(default)]
+    pub leaving: bool,
+    /// A step takes far longer than usual: seconds so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_seconds: Option<f64>,
+    /// The last step of this pod's first rank, in this epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<StepMetrics>,
     /// Step of the newest complete checkpoint that this pod wrote.
@@ -72,6 +88,9 @@ pub struct RankReport {
     pub swept: bool,
     /// It was killed because it made no step for so many seconds.
     pub stalled_seconds: Option<f64>,
+    /// It was stopped (SIGSTOP, a debugger) when it was killed.
+    #[serde(default)]
+    pub stopped: bool,
     /// Whether the kernel killed it for want of memory.
     pub memory_kill: bool,
     /// What it said last: message and hint.
@@ -100,7 +119,8 @@ pub enum SyncReply {
         /// What the ranks show each other.
         token: String,
     },
-    /// Kill the trainers, then say `joining` again: another pod's ranks have ended.
+    /// Another pod's ranks have ended: kill the trainers and say `ended`; a pod whose trainers
+    /// are gone says `joining` again.
     Rejoin,
     /// Ask the trainers to save and stop.
     Stop,
