@@ -7,7 +7,8 @@
 ARG CUDA=12.9.1
 FROM nvidia/cuda:${CUDA}-devel-ubuntu24.04 AS build
 ARG CUDA_COMPUTE_CAP=80
-ENV CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP} PATH=/root/.cargo/bin:/usr/local/cuda/bin:/usr/bin:/bin
+ENV CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP} CARGO_HOME=/opt/cargo RUSTUP_HOME=/opt/rustup \
+    PATH=/opt/cargo/bin:/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates curl g++ libnccl-dev
 RUN curl -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --default-toolchain 1.95
 WORKDIR /src

@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, fs};
 
 use qvl::{api::job::FineTuneJob, job};
 use render::{
-    CHART, DEFAULTS, EVERYTHING, documents, helm, list, name, objects, of_kind, pods, text,
+    AGENT, CHART, DEFAULTS, EVERYTHING, documents, helm, list, name, objects, of_kind, pods, text,
 };
 use serde_json::{Value, json};
 
@@ -96,7 +96,7 @@ fn open_objects(path: &str, schema: &Value, open: &mut Vec<String>) {
 
 #[test]
 fn every_container_is_locked_down() {
-    for values in [DEFAULTS, EVERYTHING] {
+    for values in [DEFAULTS, AGENT, EVERYTHING] {
         for (name, _meta, pod) in pods(&objects(values)) {
             assert_eq!(
                 pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault",
@@ -130,7 +130,7 @@ fn every_container_is_locked_down() {
 
 #[test]
 fn only_the_agent_sees_its_host_and_only_to_read() {
-    for values in [DEFAULTS, EVERYTHING] {
+    for values in [DEFAULTS, AGENT, EVERYTHING] {
         let objects = objects(values);
         for (name, _meta, pod) in pods(&objects) {
             for volume in
@@ -147,7 +147,7 @@ fn only_the_agent_sees_its_host_and_only_to_read() {
 
 #[test]
 fn images_are_our_own_and_pinned() {
-    for values in [DEFAULTS, EVERYTHING] {
+    for values in [DEFAULTS, AGENT, EVERYTHING] {
         let text = text(values);
         assert!(!text.contains("kubectl:") && !text.contains("/kubectl"), "an image pulls kubectl");
         for (name, _meta, pod) in pods(&objects(values)) {
@@ -163,7 +163,7 @@ fn images_are_our_own_and_pinned() {
 
 #[test]
 fn no_webhooks_secrets_or_jobs_are_made() {
-    for values in [DEFAULTS, EVERYTHING] {
+    for values in [DEFAULTS, AGENT, EVERYTHING] {
         let kinds: BTreeSet<String> = objects(values)
             .iter()
             .map(|object| object["kind"].as_str().unwrap().to_owned())

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, env, fmt::Write as _, fs};
 
 use serde_json::Value;
 
-use crate::render::{DEFAULTS, EVERYTHING, list, name, objects, of_kind, pods};
+use crate::render::{AGENT, DEFAULTS, EVERYTHING, list, name, objects, of_kind, pods};
 
 const PAGE: &str = "docs/operations.md";
 
@@ -19,7 +19,7 @@ struct Right {
 #[test]
 fn the_table_of_rights_is_in_the_documents() {
     let mut table = "| who | where | may | on |\n|---|---|---|---|\n".to_owned();
-    for Right { who, place, resources, verbs } in rights(&objects(DEFAULTS)) {
+    for Right { who, place, resources, verbs } in rights(&objects(AGENT)) {
         writeln!(table, "| {who} | {place} | {} | {} |", verbs.join(", "), resources.join(", "))
             .unwrap();
     }

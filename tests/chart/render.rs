@@ -12,6 +12,8 @@ use serde_json::Value;
 pub(crate) const CHART: &str = "charts/qvl";
 /// Values that turn everything on.
 pub(crate) const EVERYTHING: &[&str] = &["-f", "charts/qvl/ci/everything-values.yaml"];
+/// The defaults with the node agent.
+pub(crate) const AGENT: &[&str] = &["--set", "agent.enabled=true"];
 /// The chart as it is.
 pub(crate) const DEFAULTS: &[&str] = &[];
 
