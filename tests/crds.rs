@@ -1,6 +1,5 @@
 //! The manifests of the repository are what the types say. `QVL_UPDATE=1 cargo test --test crds`
 //! writes them anew.
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::{env, fs};
 

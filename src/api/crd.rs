@@ -114,15 +114,19 @@ fn schema_of<T: JsonSchema>() -> Value {
         .with_transform(OptionalIntOrString)
         .into_generator()
         .into_root_schema_for::<T>();
-    // What is nullable for serde is just absent in an object of Kubernetes.
-    drop_titles(&mut schema);
+    drop_unknown(&mut schema);
     schema.to_value()
 }
 
-fn drop_titles(schema: &mut schemars::Schema) {
+/// Formats that the server does not know make it warn; the minimum of 0 stays.
+fn drop_unknown(schema: &mut schemars::Schema) {
     schema.remove("title");
+    let format = schema.get("format").and_then(Value::as_str);
+    if format.is_some_and(|format| format.starts_with("uint")) {
+        schema.remove("format");
+    }
     schemars::transform::transform_subschemas(
-        &mut |inner: &mut schemars::Schema| drop_titles(inner),
+        &mut |inner: &mut schemars::Schema| drop_unknown(inner),
         schema,
     );
 }
@@ -159,7 +163,8 @@ const KEYWORDS: &[(&str, &str, &str)] = &[
     ("spec.model.path", "minLength", "1"),
     ("spec.output", "minLength", "1"),
     ("spec.data.train", "minItems", "1"),
-    ("spec.data.train", "maxItems", "256"),
+    // The server estimates what a rule costs in the worst case: without a bound, too much.
+    ("spec.data.train", "maxItems", "64"),
     ("spec.data.train", "x-kubernetes-list-type", "\"map\""),
     ("spec.data.train", "x-kubernetes-list-map-keys", "[\"name\"]"),
     ("spec.data.train[].name", "pattern", NAME),
@@ -190,14 +195,14 @@ const KEYWORDS: &[(&str, &str, &str)] = &[
     ("spec.batch.global", "minimum", "1"),
     ("spec.batch.unit", "minimum", "1"),
     ("spec.stages", "minItems", "1"),
-    ("spec.stages", "maxItems", "64"),
+    ("spec.stages", "maxItems", "32"),
     ("spec.stages", "x-kubernetes-list-type", "\"map\""),
     ("spec.stages", "x-kubernetes-list-map-keys", "[\"name\"]"),
     ("spec.stages[].name", "pattern", NAME),
     ("spec.stages[].name", "maxLength", "128"),
     ("spec.stages[].steps", "minimum", "1"),
     ("spec.stages[].sets", "minItems", "1"),
-    ("spec.stages[].sets", "maxItems", "64"),
+    ("spec.stages[].sets", "maxItems", "32"),
     ("spec.stages[].sets[]", "maxLength", "128"),
     ("spec.stages[].schedule.warmupRatio", "minimum", "0"),
     ("spec.stages[].schedule.warmupRatio", "maximum", "1"),

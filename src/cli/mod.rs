@@ -12,6 +12,7 @@ mod home;
 mod jobs;
 mod launch;
 mod logs;
+mod operator;
 mod plan;
 mod plan_text;
 mod probe_driver;
@@ -80,6 +81,8 @@ pub enum Command {
     Schema(schema::SchemaArgs),
     /// Tell why a job of the cluster is in its state; `explain job` describes the job file.
     Explain(schema::ExplainArgs),
+    /// Look after the jobs of a cluster.
+    Operator(operator::OperatorArgs),
     /// Print the custom resource definitions for a cluster, as YAML.
     Crd,
     /// Keep the logs of a cluster's jobs; the chart runs it.
@@ -144,6 +147,7 @@ fn dispatch(command: &Command) -> Result<ExitStatus, CliError> {
         Command::Agent(_) => Ok(ExitStatus::Internal),
         Command::Schema(args) => schema::schema(args, &mut out),
         Command::Explain(args) => schema::explain(args, &mut out),
+        Command::Operator(args) => operator::run(args),
         Command::Crd => crd::run(&mut out),
         Command::Collector(args) => collector::run(args),
         Command::Completions(args) => completions::completions(args, &mut out),

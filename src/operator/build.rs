@@ -1,0 +1,212 @@
+//! The objects of a job. Pure and infallible: whether the job is fit was checked before.
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod pod;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        batch::v1::{
+            Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement,
+            PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
+        },
+        core::v1::{ConfigMap, Service, ServiceAccount, ServiceSpec},
+    },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
+use kube::{Resource, api::ObjectMeta};
+
+use super::observed;
+use crate::{
+    api::{job::FineTuneJob, labels},
+    job,
+    wire::TrainerExit,
+};
+
+/// What the operator was told about its cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Image of jobs that name none.
+    pub image: String,
+    /// Where pods find the broker.
+    pub broker_url: String,
+    /// Where pods send their logs, if anywhere.
+    pub collector_url: Option<String>,
+}
+
+/// Name of the Job of an attempt.
+pub fn job_name(job: &str, attempt: u32) -> String {
+    format!("{job}-a{attempt}")
+}
+
+/// Name of the ConfigMap of an attempt.
+pub fn spec_name(job: &str, attempt: u32) -> String {
+    format!("{job}-spec-a{attempt}")
+}
+
+/// The service account of the pods: it may do nothing, and says which job they are of.
+pub fn account(job: &FineTuneJob) -> ServiceAccount {
+    ServiceAccount {
+        metadata: metadata(job, job.name().to_owned(), None),
+        automount_service_account_token: Some(false),
+        ..ServiceAccount::default()
+    }
+}
+
+/// Gives pods names; one for all attempts. Pods find each other before they are ready.
+pub fn service(job: &FineTuneJob) -> Service {
+    Service {
+        metadata: metadata(job, job.name().to_owned(), None),
+        spec: Some(ServiceSpec {
+            cluster_ip: Some("None".to_owned()),
+            publish_not_ready_addresses: Some(true),
+            selector: Some(BTreeMap::from([(labels::JOB.to_owned(), job.name().to_owned())])),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+/// The job file that the pods of an attempt read.
+pub fn spec(job: &FineTuneJob, attempt: u32) -> ConfigMap {
+    let text = serde_saphyr::to_string(&resolved(job)).expect("a job is plain data");
+    ConfigMap {
+        metadata: metadata(job, spec_name(job.name(), attempt), Some(attempt)),
+        immutable: Some(true),
+        data: Some(BTreeMap::from([("job.yaml".to_owned(), text)])),
+        ..ConfigMap::default()
+    }
+}
+
+/// The job with absolute paths: there is no folder of a job file in a pod.
+pub fn resolved(job: &FineTuneJob) -> job::FineTuneJob {
+    let mut file = job.file();
+    let spec = &mut file.spec;
+    let first = spec.cluster.volumes.first().map(|volume| volume.mount_path.clone());
+    let base = spec.cluster.work_dir.clone().or(first).unwrap_or_else(|| "/".to_owned());
+    let paths = [&mut spec.model.path, &mut spec.output].into_iter();
+    let adapter = spec.model.adapter.iter_mut();
+    let train = spec.data.train.iter_mut().map(|set| &mut set.path);
+    let eval = spec.data.eval.iter_mut().map(|set| &mut set.path);
+    for path in paths.chain(adapter).chain(train).chain(eval) {
+        *path = absolute(&base, path);
+    }
+    file
+}
+
+/// Relative paths that have nothing to be relative to.
+pub fn homeless_paths(job: &FineTuneJob) -> Vec<String> {
+    let cluster = &job.spec.cluster;
+    if cluster.work_dir.is_some() || !cluster.volumes.is_empty() {
+        return Vec::new();
+    }
+    let spec = &job.spec;
+    let sets = spec.data.train.iter().map(|set| &set.path);
+    let sets = sets.chain(spec.data.eval.iter().map(|set| &set.path));
+    let paths = [&spec.model.path, &spec.output].into_iter().chain(sets);
+    paths.filter(|path| !path.starts_with('/')).cloned().collect()
+}
+
+fn absolute(base: &str, path: &str) -> String {
+    if path.starts_with('/') {
+        return path.to_owned();
+    }
+    let path = path.strip_prefix("./").unwrap_or(path);
+    format!("{}/{path}", base.trim_end_matches('/'))
+}
+
+/// The Job of an attempt.
+pub fn job(job: &FineTuneJob, attempt: u32, settings: &Settings) -> Job {
+    let queue = job.spec.cluster.queue.clone();
+    let mut metadata = metadata(job, job_name(job.name(), attempt), Some(attempt));
+    if let (Some(labels), Some(queue)) = (&mut metadata.labels, &queue) {
+        labels.insert(labels::QUEUE.to_owned(), queue.clone());
+    }
+    let pods = i32::try_from(observed::pods(job)).unwrap_or(i32::MAX);
+    Job {
+        metadata,
+        spec: Some(JobSpec {
+            completion_mode: Some("Indexed".to_owned()),
+            completions: Some(pods),
+            parallelism: Some(pods),
+            // A queue would take a new Job for a new request and could give the quota to
+            // another: there one Job lives on and replaces its lost pods.
+            backoff_limit: Some(if queue.is_some() { i32::MAX } else { 0 }),
+            pod_failure_policy: Some(failure_policy(queue.is_some())),
+            pod_replacement_policy: Some("Failed".to_owned()),
+            suspend: queue.map(|_queue| true),
+            template: pod::template(job, attempt, settings),
+            ..JobSpec::default()
+        }),
+        ..Job::default()
+    }
+}
+
+/// Order matters: the first rule that fits counts.
+fn failure_policy(keeps_job: bool) -> PodFailurePolicy {
+    let exits = |operator: &str, values: Vec<i32>| PodFailurePolicyRule {
+        action: "FailJob".to_owned(),
+        on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
+            container_name: Some(labels::CONTAINER.to_owned()),
+            operator: operator.to_owned(),
+            values,
+        }),
+        on_pod_conditions: None,
+    };
+    let permanent = [
+        TrainerExit::Usage,
+        TrainerExit::Data,
+        TrainerExit::InputMissing,
+        TrainerExit::Config,
+        TrainerExit::Diverged,
+    ];
+    let permanent = exits("In", permanent.map(|exit| i32::from(exit.code())).to_vec());
+    let disrupted = PodFailurePolicyRule {
+        action: if keeps_job { "Ignore" } else { "FailJob" }.to_owned(),
+        on_exit_codes: None,
+        on_pod_conditions: Some(vec![PodFailurePolicyOnPodConditionsPattern {
+            type_: "DisruptionTarget".to_owned(),
+            status: Some("True".to_owned()),
+        }]),
+    };
+    // The operator tells classes apart and counts; for the Job, one failed pod is the end.
+    let others = (!keeps_job).then(|| exits("NotIn", vec![0]));
+    PodFailurePolicy { rules: [permanent, disrupted].into_iter().chain(others).collect() }
+}
+
+fn metadata(job: &FineTuneJob, name: String, attempt: Option<u32>) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        namespace: job.metadata.namespace.clone(),
+        labels: Some(labels_of(job, attempt)),
+        owner_references: Some(vec![owner(job)]),
+        ..ObjectMeta::default()
+    }
+}
+
+fn labels_of(job: &FineTuneJob, attempt: Option<u32>) -> BTreeMap<String, String> {
+    let mut labels = BTreeMap::from([
+        (labels::JOB.to_owned(), job.name().to_owned()),
+        ("app.kubernetes.io/managed-by".to_owned(), labels::OPERATOR.to_owned()),
+    ]);
+    if let Some(attempt) = attempt {
+        labels.insert(labels::ATTEMPT.to_owned(), attempt.to_string());
+    }
+    labels
+}
+
+fn owner(job: &FineTuneJob) -> OwnerReference {
+    OwnerReference {
+        api_version: FineTuneJob::api_version(&()).into_owned(),
+        kind: FineTuneJob::KIND.to_owned(),
+        name: job.name().to_owned(),
+        uid: job.metadata.uid.clone().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}
+
+#[cfg(test)]
+mod tests;

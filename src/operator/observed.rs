@@ -1,0 +1,251 @@
+//! What the operator knows of a job at one moment. Pure: made of objects that were read before.
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    batch::v1::{Job, JobStatus as BatchStatus},
+    core::v1::{ContainerState, Pod},
+};
+
+use super::gang::GangView;
+use crate::api::{
+    job::{FineTuneJob, JobStatus, LastFailure},
+    labels,
+};
+
+/// Everything a plan depends on.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    pub now: Timestamp,
+    pub job: FineTuneJob,
+    /// What is wrong with the job itself.
+    pub problems: Vec<String>,
+    /// Child Jobs by attempt.
+    pub attempts: Vec<AttemptFact>,
+    /// Pods by attempt and index.
+    pub pods: Vec<PodFact>,
+    /// What the broker knows; `None` until it has heard of the pods.
+    pub gang: Option<GangView>,
+    /// The last call for this job that the API server refused.
+    pub fault: Option<Fault>,
+    /// Whether numbers that change with every step may be written again.
+    pub progress_due: bool,
+}
+
+/// A refused call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What failed, with the server's words.
+    pub message: String,
+    /// Whether trying again with the same objects cannot help, for example a forbidden field.
+    pub refused: bool,
+}
+
+/// The Job of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttemptFact {
+    pub attempt: u32,
+    pub name: String,
+    pub uid: String,
+    /// UID of the object that owns it: a job of the same name may have lived before.
+    pub owner: String,
+    /// Since when pods may run; `None` while a queue holds it.
+    pub started: Option<Timestamp>,
+    /// A queue holds it.
+    pub suspended: bool,
+    pub deleting: bool,
+    pub end: Option<JobEnd>,
+}
+
+/// How a child Job has ended, or is about to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JobEnd {
+    Complete,
+    Failed { reason: String, message: String },
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFact {
+    pub name: String,
+    pub uid: String,
+    pub attempt: u32,
+    pub index: u32,
+    pub node: Option<String>,
+    pub phase: PodPhase,
+    /// Why it does not start: reason and message of the scheduler or the kubelet.
+    pub waiting: Option<(String, String)>,
+    /// Exit code of the supervisor.
+    pub exit_code: Option<i32>,
+    /// What the supervisor wrote as its last words.
+    pub last_words: Option<String>,
+    /// Reason of a disruption: preemption, eviction, a lost node.
+    pub disruption: Option<String>,
+    /// If it is being deleted: when its time to end is over.
+    pub deadline: Option<Timestamp>,
+}
+
+/// Phase of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodPhase {
+    Pending,
+    Running,
+    Succeeded,
+    Failed,
+    Unknown,
+}
+
+impl Observed {
+    /// The status that was last written.
+    pub fn status(&self) -> &JobStatus {
+        static NONE: std::sync::LazyLock<JobStatus> = std::sync::LazyLock::new(JobStatus::default);
+        self.job.status.as_ref().unwrap_or(&NONE)
+    }
+
+    /// The Job of an attempt that belongs to this very object.
+    pub fn attempt(&self, attempt: u32) -> Option<&AttemptFact> {
+        let owner = self.job.metadata.uid.as_deref().unwrap_or_default();
+        self.attempts.iter().find(|fact| fact.attempt == attempt && fact.owner == owner)
+    }
+
+    /// Pods of an attempt, replaced ones included.
+    pub fn pods_of(&self, attempt: u32) -> impl Iterator<Item = &PodFact> {
+        self.pods.iter().filter(move |pod| pod.attempt == attempt)
+    }
+
+    /// Ranks of one pod.
+    pub fn ranks_per_pod(&self) -> u32 {
+        ranks_per_pod(&self.job)
+    }
+
+    /// Pods of one attempt.
+    pub fn pods_wanted(&self) -> u32 {
+        pods(&self.job)
+    }
+}
+
+/// Ranks of one pod of a job.
+pub fn ranks_per_pod(job: &FineTuneJob) -> u32 {
+    let gpus = job.spec.world.gpus.max(1);
+    job.spec.cluster.gpus_per_node.filter(|count| 0 < *count).unwrap_or(gpus).min(gpus)
+}
+
+/// Pods of one attempt of a job.
+pub fn pods(job: &FineTuneJob) -> u32 {
+    job.spec.world.gpus.max(1).div_ceil(ranks_per_pod(job))
+}
+
+impl AttemptFact {
+    /// What a child Job tells; `None` if it carries no attempt.
+    pub fn of(job: &Job) -> Option<Self> {
+        let meta = &job.metadata;
+        let status = job.status.clone().unwrap_or_default();
+        let spec = job.spec.as_ref();
+        let started = status.start_time.as_ref().map(|time| time.0);
+        Some(AttemptFact {
+            attempt: meta.labels.as_ref()?.get(labels::ATTEMPT)?.parse().ok()?,
+            name: meta.name.clone()?,
+            uid: meta.uid.clone().unwrap_or_default(),
+            owner: meta.owner_references.iter().flatten().map(|owner| owner.uid.clone()).next()?,
+            started,
+            suspended: spec.and_then(|spec| spec.suspend) == Some(true),
+            deleting: meta.deletion_timestamp.is_some(),
+            end: job_end(&status),
+        })
+    }
+}
+
+/// `FailureTarget` and `SuccessCriteriaMet` come before the pods have ended; what matters here is
+/// that a failure is decided, and that a success is complete.
+fn job_end(status: &BatchStatus) -> Option<JobEnd> {
+    let met = |kind: &str| {
+        status.conditions.iter().flatten().find(|c| c.type_ == kind && c.status == "True")
+    };
+    if met("Complete").is_some() {
+        return Some(JobEnd::Complete);
+    }
+    let failed = met("Failed").or_else(|| met("FailureTarget"))?;
+    Some(JobEnd::Failed {
+        reason: failed.reason.clone().unwrap_or_default(),
+        message: failed.message.clone().unwrap_or_default(),
+    })
+}
+
+impl PodFact {
+    /// What a pod tells; `None` if it carries no attempt and index.
+    pub fn of(pod: &Pod) -> Option<Self> {
+        let meta = &pod.metadata;
+        let status = pod.status.clone().unwrap_or_default();
+        let labels = meta.labels.as_ref()?;
+        let trainer = status
+            .container_statuses
+            .iter()
+            .flatten()
+            .find(|container| container.name == labels::CONTAINER);
+        let ended = trainer.and_then(|container| container.state.as_ref()?.terminated.clone());
+        let met = |kind: &str, wanted: &str| {
+            let conditions = status.conditions.iter().flatten();
+            conditions.clone().find(|c| c.type_ == kind && c.status == wanted).cloned()
+        };
+        let unschedulable = met("PodScheduled", "False")
+            .map(|c| (c.reason.unwrap_or_default(), c.message.unwrap_or_default()));
+        Some(PodFact {
+            name: meta.name.clone()?,
+            uid: meta.uid.clone().unwrap_or_default(),
+            attempt: labels.get(labels::ATTEMPT)?.parse().ok()?,
+            index: labels.get("batch.kubernetes.io/job-completion-index")?.parse().ok()?,
+            node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+            phase: phase(status.phase.as_deref()),
+            waiting: unschedulable
+                .or_else(|| trainer.and_then(|container| waiting(container.state.as_ref()?))),
+            exit_code: ended.as_ref().map(|ended| ended.exit_code),
+            last_words: ended.and_then(|ended| ended.message),
+            disruption: met("DisruptionTarget", "True").map(|c| c.reason.unwrap_or_default()),
+            deadline: meta.deletion_timestamp.as_ref().map(|time| time.0),
+        })
+    }
+
+    /// Whether it has ended, or surely will not do anything any more.
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        match self.phase {
+            PodPhase::Succeeded | PodPhase::Failed => true,
+            PodPhase::Pending | PodPhase::Running | PodPhase::Unknown => self.is_fenced(now),
+        }
+    }
+
+    /// A pod on a node that nobody hears of stays "running" for ever. Its time to end was over
+    /// long ago, and a checkpoint of a later epoch refuses what it may still write.
+    pub fn is_fenced(&self, now: Timestamp) -> bool {
+        let patience = if self.on_lost_node() { 10 } else { 120 };
+        self.deadline.is_some_and(|deadline| patience < now.as_second() - deadline.as_second())
+    }
+
+    /// Whether its node is to blame for its end.
+    pub fn on_lost_node(&self) -> bool {
+        self.disruption.as_deref() == Some("DeletionByTaintManager")
+    }
+
+    /// The failure that its last words tell, if they are of the known form.
+    pub fn last_failure(&self) -> Option<LastFailure> {
+        serde_json::from_str(self.last_words.as_deref()?).ok()
+    }
+}
+
+/// `ContainerCreating` and `PodInitializing` are no problem, just early.
+fn waiting(state: &ContainerState) -> Option<(String, String)> {
+    let waiting = state.waiting.as_ref()?;
+    let reason = waiting.reason.clone().unwrap_or_default();
+    let early = ["", "ContainerCreating", "PodInitializing"].contains(&reason.as_str());
+    (!early).then(|| (reason, waiting.message.clone().unwrap_or_default()))
+}
+
+fn phase(text: Option<&str>) -> PodPhase {
+    match text {
+        Some("Running") => PodPhase::Running,
+        Some("Succeeded") => PodPhase::Succeeded,
+        Some("Failed") => PodPhase::Failed,
+        Some("Unknown") => PodPhase::Unknown,
+        Some(_) | None => PodPhase::Pending,
+    }
+}
