@@ -15,8 +15,12 @@ use tokio::{
 
 use super::CliError;
 use crate::{
+    logs::auth::Auth,
     operator::{
-        self, LeaseOptions, OperatorError, Options, build::Settings, gang::Gangs, lease::Leader,
+        self, LeaseOptions, OperatorError, Options,
+        broker::{self, Broker, Leader, random_tokens},
+        build::Settings,
+        gang::Gangs,
     },
     wire::ExitStatus,
 };
