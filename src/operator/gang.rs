@@ -11,10 +11,12 @@
 
 mod blame;
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test begins at some moment")]
 mod random;
 mod reply;
 mod round;
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test begins at some moment")]
 mod tests;
 mod view;
 

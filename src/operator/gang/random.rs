@@ -101,7 +101,7 @@ impl World {
     fn happens(&mut self, happening: &Happening) {
         match *happening {
             Happening::Speaks { pod, heard, answered, late } => {
-                self.speaks(pod, heard, answered, late)
+                self.speaks(pod, heard, answered, late);
             }
             Happening::Arrives if self.late.is_empty() => {}
             Happening::Arrives => {
@@ -115,7 +115,7 @@ impl World {
                     |rank, other| {
                         if rank % 2 == 0 { killed(rank) } else { victim(rank, other) }
                     },
-                )
+                );
             }
             Happening::Notices { pod } => {
                 let epoch = self.pods[pod as usize].epoch;
