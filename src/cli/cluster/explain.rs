@@ -77,10 +77,13 @@ pub(crate) fn chain(objects: &Objects, now: Timestamp) -> Chain {
 fn head(objects: &Objects, now: Timestamp, chain: &mut Chain) {
     let job = &objects.job;
     let state = match text(job, "/status/summary/state") {
-        "" => "pending: the operator has not looked at it yet".to_owned(),
+        "" | "Pending" if items(job, "/status/conditions").next().is_none() => {
+            "pending: the operator has not looked at it yet".to_owned()
+        }
         state => state.to_lowercase(),
     };
-    if !job.pointer("/status").is_some_and(Value::is_object) {
+    // The server fills an empty status with defaults: conditions only the operator writes.
+    if items(job, "/status/conditions").next().is_none() {
         chain.hint("does the operator run? `kubectl -n qvl-system get deploy qvl-operator`");
     }
     let newest = items(job, "/status/conditions")
@@ -176,8 +179,7 @@ fn child_jobs(objects: &Objects, chain: &mut Chain) {
             return;
         }
     }
-    let suspended = job.pointer("/spec/suspend").and_then(Value::as_bool) == Some(true);
-    if suspended {
+    if job.pointer("/spec/suspend").and_then(Value::as_bool) == Some(true) {
         chain.add(source, "is suspended: its queue has not admitted it");
     }
 }
@@ -354,8 +356,7 @@ fn nodes(objects: &Objects, now: Timestamp, chain: &mut Chain) {
         for condition in items(node, "/status/conditions") {
             let (kind, status) = (text(condition, "/type"), text(condition, "/status"));
             let message = text(condition, "/message");
-            let since = text(condition, "/lastTransitionTime").parse().ok();
-            let since = age(since, now);
+            let since = age(text(condition, "/lastTransitionTime").parse().ok(), now);
             match (kind, status) {
                 ("Ready", "True") => {}
                 ("Ready", _) => {

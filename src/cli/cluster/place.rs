@@ -46,7 +46,9 @@ pub(crate) fn decide(
     let ranks = job.spec.world.gpus;
     let compute = choose_compute(world, job);
     let gpu = resource(job);
-    let per_node = shape.map(|shape| shape.per_node).or(job.spec.cluster.gpus_per_node);
+    // A shape of the command line replaces what the file says, in what would fit instead too.
+    let given = job.spec.cluster.gpus_per_node.filter(|_| shape.is_none());
+    let per_node = shape.map(|shape| shape.per_node).or(given);
     if let Some(per_node) = per_node.filter(|g| *g == 0 || !ranks.is_multiple_of(*g)) {
         let what = format!("{ranks} ranks cannot be shared evenly by pods of {per_node}");
         return Err(CliError::new(ExitStatus::Usage, what)
@@ -60,7 +62,7 @@ pub(crate) fn decide(
     };
     let selector = &job.spec.cluster.node_selector;
     let rooms = rooms::of(nodes, &world.pods, gpu.as_deref(), selector);
-    let fit = plan::place(&rooms, &Ask { ranks, shape, per_node, need });
+    let fit = plan::place(&rooms, &Ask { ranks, shape, per_node: given, need });
     let demanded = Demanded {
         ranks,
         nodes: describe(&rooms, need),

@@ -112,14 +112,14 @@ fn shapes(ask: &Ask, ranks: u32) -> Vec<Shape> {
     whole.map(|per_node| Shape { nodes: ranks / per_node, per_node }).collect()
 }
 
-/// The largest number of ranks that fits, fewer than what was asked for.
+/// The largest number of ranks that fits, in any shape.
 fn largest(nodes: &[NodeRoom], ask: &Ask, room: impl Fn(&NodeRoom) -> Room) -> Option<Shape> {
     let total: u64 = nodes
         .iter()
         .filter(|node| node.unusable.is_none())
         .map(|node| fitting(room(node), ask.need).min(u64::from(ask.ranks)))
         .sum();
-    let most = u32::try_from(total).unwrap_or(u32::MAX).min(ask.ranks.saturating_sub(1));
+    let most = u32::try_from(total).unwrap_or(u32::MAX).min(ask.ranks);
     let free = Ask { shape: None, ..*ask };
     (1..=most)
         .rev()
@@ -296,6 +296,9 @@ mod tests {
         assert_eq!(told(&nodes, &Ask { shape, ..ask(4) }), "2x2 on n1,n2");
         assert_eq!(told(&nodes, &Ask { per_node: Some(2), ..ask(4) }), "2x2 on n1,n2");
         assert_eq!(told(&nodes, &Ask { per_node: Some(3), ..ask(4) }), "never, at most 1x3");
+        // Another shape of as many ranks is worth telling.
+        let shape = Some(Shape { nodes: 1, per_node: 8 });
+        assert_eq!(told(&nodes, &Ask { shape, ..ask(8) }), "never, at most 2x4");
     }
 
     #[test]

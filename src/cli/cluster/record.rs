@@ -152,7 +152,7 @@ impl Told {
     pub(crate) fn text(&self, job: &str) -> Vec<String> {
         match self {
             Told::Submitted { ranks, nodes, ranks_per_node } => vec![format!(
-                "{job}: submitted: {} as {} of {ranks_per_node}",
+                "{job}: submitted: {} in {} with {ranks_per_node} each",
                 count(*ranks, "rank"),
                 count(*nodes, "pod")
             )],
@@ -160,6 +160,8 @@ impl Told {
             Told::Waiting { reason, message, .. } => {
                 vec![format!("{job}: waits: {message} ({reason})")]
             }
+            // The last line says it too.
+            Told::State { state: State::Complete | State::Failed, .. } => Vec::new(),
             Told::State { state, ranks, reason } => vec![state_line(job, *state, ranks, reason)],
             Told::Progress { .. } => vec![format!("step {}", self.numbers())],
             Told::Checkpoint { step } => vec![format!("step {step}: checkpoint saved")],
@@ -278,7 +280,6 @@ mod tests {
         digits: restarting: rank 2 failed
         step 5: checkpoint saved
         digits: running, ranks 4/4
-        digits: complete
         step 20/20
         step 20: checkpoint saved
         ");

@@ -87,7 +87,9 @@ pub(crate) fn describe(job: &Seen, now: Timestamp, out: &mut impl Write) -> io::
         row("not used", format!("{}: {}", excluded.name, excluded.reason))?;
     }
     row("queue", job.queue().unwrap_or_default().to_owned())?;
-    row("attempt", format!("{}, epoch {}", status.attempt, status.epoch))?;
+    if status.attempt != 0 {
+        row("attempt", format!("{}, epoch {}", status.attempt, status.epoch))?;
+    }
     let restarts = status.restarts;
     if restarts.total != 0 {
         row("restarts", format!("{}, of which {} count", restarts.total, restarts.counted))?;
