@@ -5,6 +5,7 @@
 mod flows;
 mod rbac;
 mod render;
+mod words;
 
 use std::{collections::BTreeSet, fs};
 
