@@ -165,11 +165,9 @@ fn is_peer(rule: &Value, peer: &End, namespace: &str) -> bool {
 }
 
 fn is_port(rule: &Value, target: &End, port: u64, protocol: &str) -> bool {
-    let number = match &rule["port"] {
-        Value::Null => Some(port),
-        Value::String(name) => target.ports.get(name).copied(),
-        number => number.as_u64(),
-    };
+    let named = rule["port"].as_str().map(|name| target.ports.get(name).copied());
+    let any = rule["port"].is_null().then_some(port);
+    let number = named.unwrap_or_else(|| rule["port"].as_u64().or(any));
     number == Some(port) && rule["protocol"].as_str().unwrap_or("TCP") == protocol
 }
 
