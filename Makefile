@@ -5,11 +5,12 @@ BUILD := $(or $(CARGO_TARGET_DIR),$(QVL_CACHE)/target)
 
 .PHONY: demo test lint bench soak setup build check-cuda mutants digits-base
 .PHONY: setup-packages setup-data setup-python without-trainer
+.PHONY: cluster-build cluster-up cluster-down cluster-shell
 
 demo: setup-data build
 	examples/digits/demo
 
-test: setup lint without-trainer check-cuda
+test: setup lint without-trainer check-cuda cluster-build
 	cargo test --release --workspace
 	@echo "all tests passed"
 
@@ -50,6 +51,22 @@ check-cuda: target
 
 mutants: target
 	tests/mutants/run
+
+# A real Kubernetes on this machine: tests/cluster/README.md. As root.
+CLUSTER := cargo run --quiet --release -p qvl-cluster --
+
+cluster-build: setup-packages target
+	@echo "building Kubernetes and its neighbours (about 15 minutes on two cores the first time)"
+	$(CLUSTER) build
+
+cluster-up: cluster-build
+	$(CLUSTER) up $(if $(NODES),--nodes $(NODES))
+
+cluster-down: target
+	$(CLUSTER) down
+
+cluster-shell: target
+	$(CLUSTER) shell
 
 digits-base: setup-data build
 	examples/digits/make-base

@@ -54,11 +54,9 @@ fn make_one(mount: &Path, name: &str) -> Result<(), Error> {
 }
 
 /// Groups of this cluster, without those inside of them; of one node, or of all.
-fn groups(places: &Places, node: Option<&str>) -> Vec<PathBuf> {
-    let mounts = match hierarchy() {
-        Hierarchy::One(mounts) => mounts,
-        Hierarchy::Two(mount) => vec![mount],
-    };
+pub(crate) fn groups(places: &Places, node: Option<&str>) -> Vec<PathBuf> {
+    // Beside version 1, runc makes groups in version 2 as well.
+    let mounts = [mounts("cgroup"), mounts("cgroup2")].concat();
     let entries = mounts.iter().filter_map(|mount| fs::read_dir(mount).ok()).flatten().flatten();
     let ours = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -112,17 +110,19 @@ fn below(group: &Path) -> Vec<PathBuf> {
 }
 
 fn hierarchy() -> Hierarchy {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let of_kind = |kind: &str| -> Vec<PathBuf> {
-        let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-        fields.filter(|f| f.get(2) == Some(&kind)).map(|f| PathBuf::from(f[1])).collect()
-    };
     // Where both are mounted, version 2 has no controllers.
-    let one = of_kind("cgroup");
+    let one = mounts("cgroup");
     if one.is_empty() {
-        let two = of_kind("cgroup2").into_iter().next();
+        let two = mounts("cgroup2").into_iter().next();
         Hierarchy::Two(two.unwrap_or_else(|| PathBuf::from("/sys/fs/cgroup")))
     } else {
         Hierarchy::One(one)
     }
+}
+
+/// Where a kind of file system is mounted.
+fn mounts(kind: &str) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    fields.filter(|f| f.get(2) == Some(&kind)).map(|f| PathBuf::from(f[1])).collect()
 }

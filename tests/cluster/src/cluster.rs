@@ -82,6 +82,12 @@ impl Cluster {
         teardown::all(&places)
     }
 
+    /// What exists of the cluster `name`: processes, namespaces, control groups, mounts, files.
+    /// Nothing after [`Cluster::down`].
+    pub fn remains(name: &str) -> Result<Vec<String>, Error> {
+        Ok(teardown::remains(&Places::new(name)?))
+    }
+
     pub fn name(&self) -> &str {
         self.places.name()
     }

@@ -52,6 +52,28 @@ pub(crate) fn node(places: &Places, node: &str) -> Result<(), Error> {
     }
 }
 
+/// All that exists of this cluster, in words.
+pub(crate) fn remains(places: &Places) -> Vec<String> {
+    let networks = networks(places);
+    let processes = daemon::all(places).into_iter().chain(in_networks(&networks));
+    let processes: BTreeSet<i32> = processes.chain(cgroup::processes(places, None)).collect();
+    let mut words: Vec<String> = processes.iter().map(|pid| format!("process {pid}")).collect();
+    let name = |path: &PathBuf| path.display().to_string();
+    words.extend(networks.iter().map(name));
+    words.extend(cgroup::groups(places, None).iter().map(name));
+    words.extend(mounts(places));
+    words.extend(places.run().exists().then(|| name(&places.run())));
+    words
+}
+
+/// Mounts that this process sees below the cluster's files.
+fn mounts(places: &Places) -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let below = format!("{}/", places.run().display());
+    let mounted = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    mounted.filter(|mount| mount.starts_with(&below)).map(str::to_owned).collect()
+}
+
 /// Kills until nobody is left: a runtime may be starting somebody while we look.
 fn kill(places: &Places, find: impl Fn() -> BTreeSet<i32>) -> Result<(), Error> {
     let begin = Instant::now();
@@ -101,11 +123,8 @@ pub(crate) fn in_networks(networks: &[PathBuf]) -> Vec<i32> {
 
 fn remove_files(places: &Places) -> Result<(), Error> {
     let run = places.run();
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let below = format!("{}/", run.display());
-    let mounted = mounts.lines().filter_map(|line| line.split(' ').nth(4));
     // Removing files through a mount would remove somebody else's.
-    if let Some(mount) = mounted.into_iter().find(|mount| mount.starts_with(&below)) {
+    if let Some(mount) = mounts(places).first() {
         return Err(leftover(places, Path::new(mount)));
     }
     match fs::remove_dir_all(&run) {

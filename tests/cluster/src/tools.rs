@@ -32,7 +32,7 @@ const fn tool(name: &'static str, module: &'static str, package: &'static str) -
     Tool { name, module, package, cgo: false }
 }
 
-const TOOLS: [Tool; 16] = [
+const TOOLS: [Tool; 15] = [
     tool("kube-apiserver", "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver"),
     tool("kube-controller-manager", "kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager"),
     tool("kube-scheduler", "kubernetes", "k8s.io/kubernetes/cmd/kube-scheduler"),
@@ -57,7 +57,6 @@ const TOOLS: [Tool; 16] = [
     tool("helm", "helm", "helm.sh/helm/v4/cmd/helm"),
     tool("kwok", "kwok", "sigs.k8s.io/kwok/cmd/kwok"),
     tool("kueue", "kueue", "sigs.k8s.io/kueue/cmd/kueue"),
-    tool("jobset", "jobset", "sigs.k8s.io/jobset"),
 ];
 
 /// Folders of modules that are copied beside the programs: module, folder inside, name.
@@ -71,7 +70,7 @@ pub fn build(places: &Places, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
     for folder in [places.bin(), places.share(), places.build_logs()] {
         Places::make(&folder)?;
     }
-    for tool in TOOLS.iter().filter(|tool| folder(tool.module).exists()) {
+    for tool in &TOOLS {
         let (stamp, wanted) = (stamp(places, tool.name), fingerprint(tool)?);
         let is_current = fs::read_to_string(&stamp).is_ok_and(|old| old == wanted);
         if is_current && places.program(tool.name).exists() {
@@ -90,11 +89,7 @@ pub fn build(places: &Places, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
 
 /// Refuses when a program is missing; which version it has is the business of [`build`].
 pub(crate) fn check(places: &Places) -> Result<(), Error> {
-    let missing = TOOLS
-        .iter()
-        .filter(|tool| folder(tool.module).exists())
-        .map(|tool| places.program(tool.name))
-        .find(|path| !path.exists());
+    let missing = TOOLS.iter().map(|tool| places.program(tool.name)).find(|path| !path.exists());
     match missing {
         Some(path) => Err(Error::NotBuilt { path, hint: "qvl-cluster build" }),
         None => Ok(()),

@@ -1,0 +1,241 @@
+//! A whole life of a cluster: pods with GPUs on every node, DNS, networks, volumes, faults, and an
+//! end that leaves nothing.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use common::{Own, build, fail};
+use qvl_cluster::{Cluster, runtime};
+use simgpu::scenario::Scenario;
+
+const GPU_JOB: &str = "
+apiVersion: batch/v1
+kind: Job
+metadata: {name: gpus}
+spec:
+  completionMode: Indexed
+  completions: 2
+  parallelism: 2
+  template:
+    metadata: {labels: {app: gpus}}
+    spec:
+      restartPolicy: Never
+      topologySpreadConstraints:
+      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: gpus}}}
+      containers:
+      - name: main
+        image: qvl.test/busybox:1
+        args: [sh, -c, 'hostname; echo gpus=$NVIDIA_VISIBLE_DEVICES; ls /dev/ | grep nvidia; ls /usr/lib/x86_64-linux-gnu $(dirname $QVL_SIMGPU_SCENARIO)']
+        resources: {limits: {nvidia.com/gpu: '2'}}
+";
+
+const SERVER: &str = "
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: server}
+spec:
+  serviceName: server
+  selector: {matchLabels: {app: server}}
+  template:
+    metadata: {labels: {app: server}}
+    spec:
+      nodeName: n1
+      securityContext: {runAsUser: 65532, runAsNonRoot: true}
+      containers:
+      - name: main
+        image: qvl.test/busybox:1
+        args: [sh, -c, 'echo kept > /data/page; exec httpd -f -p 8080 -h /data']
+        volumeMounts: [{name: data, mountPath: /data}]
+  volumeClaimTemplates:
+  - metadata: {name: data}
+    spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: server}
+spec: {selector: {app: server}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client}
+spec:
+  nodeName: n2
+  restartPolicy: OnFailure
+  containers:
+  - name: main
+    image: qvl.test/busybox:1
+    args: [sh, -c, 'wget -qO- http://server.default.svc.cluster.local/page']
+";
+
+const AGENT: &str = "
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: agent}
+spec:
+  selector: {matchLabels: {app: agent}}
+  template:
+    metadata: {labels: {app: agent}}
+    spec:
+      containers:
+      - name: main
+        image: qvl.test/busybox:1
+        args: [sleep, '100000']
+        env: [{name: NVIDIA_VISIBLE_DEVICES, value: all}]
+        volumeMounts: [{name: log, mountPath: /host/kmsg, readOnly: true}, {name: proc, mountPath: /host/proc, readOnly: true}]
+      volumes:
+      - {name: log, hostPath: {path: /dev/kmsg}}
+      - {name: proc, hostPath: {path: /proc}}
+";
+
+#[test]
+fn a_cluster_runs_pods_with_gpus_survives_faults_and_leaves_nothing() {
+    let cluster = Own::up("life");
+    gpus_reach_the_pods_of_each_node(&cluster);
+    services_and_volumes_work_across_nodes(&cluster);
+    agents_see_the_driver_and_the_kernel_log(&cluster);
+    the_driver_changes(&cluster);
+    the_api_server_comes_back(&cluster);
+    a_node_dies_and_comes_back(&cluster);
+}
+
+fn gpus_reach_the_pods_of_each_node(cluster: &Own) {
+    cluster.apply(GPU_JOB);
+    cluster.wait_for("get job gpus -o jsonpath={.status.conditions[*].type}", "Complete");
+    let mut seen = BTreeSet::new();
+    for index in 0..2 {
+        let pod = format!("-l batch.kubernetes.io/job-completion-index={index}");
+        let node =
+            cluster.kubectl(&format!("get pods {pod} -o jsonpath={{.items[0].spec.nodeName}}"));
+        let log = cluster.kubectl(&format!("logs {pod}"));
+        let list = log.lines().find_map(|line| line.strip_prefix("gpus=")).unwrap();
+        let expected = scenario(cluster, &node);
+        let mut uuids: Vec<&str> = list.split(',').collect();
+        uuids.sort_unstable();
+        let mut all = [expected.uuid(0), expected.uuid(1)];
+        all.sort_unstable();
+        assert_eq!(uuids, all, "{node}");
+        for name in [
+            "nvidia0",
+            "nvidia1",
+            "nvidiactl",
+            "libnvidia-ml.so.1",
+            "libcuda.so.1",
+            "scenario.json",
+        ] {
+            assert!(log.lines().any(|line| line == name), "{node}: no {name} in\n{log}");
+        }
+        seen.extend(all);
+    }
+    assert_eq!(seen.len(), 4, "{seen:?}");
+}
+
+fn services_and_volumes_work_across_nodes(cluster: &Own) {
+    cluster.apply(SERVER);
+    cluster.wait_for("logs client", "kept");
+    let folder = cluster.0.places().volumes();
+    let pages = fs::read_dir(folder).unwrap().filter(|entry| {
+        let page = entry.as_ref().unwrap().path().join("page");
+        fs::read_to_string(page).is_ok_and(|text| text == "kept\n")
+    });
+    assert_eq!(pages.count(), 1);
+    assert!(cluster.0.flows("n2").unwrap().contains("dport=80"));
+}
+
+fn agents_see_the_driver_and_the_kernel_log(cluster: &Own) {
+    cluster.apply(AGENT);
+    cluster.kubectl("rollout status daemonset/agent --timeout=60s");
+    cluster.0.xid("n2", 1, 79, "GPU has fallen off the bus.").unwrap();
+    let address = scenario(cluster, "n2").pci(1);
+    let expected =
+        format!("Xid (PCI:{:04x}:{:02x}:{:02x}): 79, GPU has", address.0, address.1, address.2);
+    let run = |node: &str, words: &str| {
+        let pod = cluster.kubectl(&format!(
+            "get pods -l app=agent --field-selector spec.nodeName={node} -o name"
+        ));
+        cluster.kubectl(&format!("exec {} -- {words}", pod.trim()))
+    };
+    let log = run("n2", "cat /host/kmsg");
+    assert!(log.contains(&expected), "{log}");
+    assert!(!run("n1", "cat /host/kmsg").contains("Xid"));
+    assert!(run("n1", "cat /host/proc/driver/nvidia/version").contains("570.124.06"));
+    assert!(run("n1", "ls /dev").contains("nvidia-uvm"));
+    let error = cluster.0.xid("n2", 2, 79, "").unwrap_err();
+    assert_eq!(error.to_string(), "node `n2` has no GPU 2");
+}
+
+fn the_driver_changes(cluster: &Own) {
+    let file = cluster.0.places().run().join("one.json");
+    let text =
+        r#"{"driver": "535.104.05", "cuda_driver": 12020, "gpus": [{"profile": "h100-sxm-80g"}]}"#;
+    fs::write(&file, text).unwrap();
+    cluster.0.set_scenario("n2", &file).unwrap();
+    cluster.0.restart_device_plugin("n2").unwrap();
+    cluster.wait_for(
+        "get node n2 -o jsonpath=gpus={.status.allocatable.nvidia\\.com/gpu}.",
+        "gpus=1.",
+    );
+    assert_eq!(scenario(cluster, "n2").driver, "535.104.05");
+}
+
+fn the_api_server_comes_back(cluster: &Own) {
+    cluster.0.stop_apiserver().unwrap();
+    assert!(cluster.0.kubectl(&["get", "--raw", "/readyz"]).is_err());
+    cluster.0.start_apiserver().unwrap();
+    cluster.wait_for("get --raw /readyz", "ok");
+}
+
+fn a_node_dies_and_comes_back(cluster: &Own) {
+    let status = "get node n2 -o jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+    cluster.wait_for(status, "True");
+    cluster.0.kill_node("n2").unwrap();
+    cluster.wait_for(status, "Unknown");
+    cluster.0.start_node("n2").unwrap();
+    cluster.wait_for(status, "True");
+    // Its DaemonSet pod runs again.
+    cluster.kubectl("rollout status daemonset/agent --timeout=120s");
+    let error = cluster.0.kill_node("n3").unwrap_err();
+    assert_eq!(error.to_string(), "cluster `life` has no node `n3`; it has n1, n2");
+}
+
+#[test]
+fn a_crash_half_way_is_cleaned_up() {
+    const NAME: &str = "crash";
+    build(NAME);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_qvl-cluster"))
+        .args(["--name", NAME, "up"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while !Cluster::remains(NAME).unwrap().iter().any(|word| word.starts_with("process")) {
+        assert!(child.try_wait().unwrap().is_none(), "`up` ended before it started anything");
+        thread::sleep(Duration::from_millis(50));
+    }
+    thread::sleep(Duration::from_secs(2));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!Cluster::remains(NAME).unwrap().is_empty());
+    Cluster::down(NAME).unwrap_or_else(|error| fail(&error));
+    assert_eq!(Cluster::remains(NAME).unwrap(), Vec::<String>::new());
+    let error = Cluster::open(NAME).unwrap_err();
+    assert_eq!(error.to_string(), "cluster `crash` is not up");
+    assert_eq!(error.hint().unwrap(), "make cluster-up");
+}
+
+fn scenario(cluster: &Own, node: &str) -> Scenario {
+    let path = cluster.0.places().node(node).join("driver/scenario.json");
+    Scenario::parse(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[test]
+fn the_runtime_is_called_by_its_name_alone() {
+    assert!(!runtime::is_called());
+}
