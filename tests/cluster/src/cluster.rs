@@ -2,7 +2,6 @@
 
 use std::{
     env, fs,
-    fs::File,
     io::Write,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -11,13 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 use crate::{
     control_plane, daemon, driver,
     error::{At, Error},
-    forward, images, namespace, network, node, objects, packages, pki,
+    forward, images, lock, namespace, network, node, objects, packages, pki,
     places::{DEFAULT_NAME, Places},
     teardown, tools,
     topology::{Node, Topology},
@@ -54,7 +52,7 @@ impl Cluster {
         packages::check()?;
         let places = Places::new(&options.name)?;
         tools::check(&places)?;
-        let _lock = lock(&places)?;
+        let _lock = lock::hold(&places.lock())?;
         teardown::all(&places)?;
         let cluster = Cluster { places, topology: options.topology };
         cluster.prepare()?;
@@ -78,7 +76,7 @@ impl Cluster {
     pub fn down(name: &str) -> Result<(), Error> {
         let places = Places::new(name)?;
         packages::check()?;
-        let _lock = lock(&places)?;
+        let _lock = lock::hold(&places.lock())?;
         teardown::all(&places)
     }
 
@@ -180,7 +178,7 @@ impl Cluster {
                 let (what, log) = (what.to_owned(), self.places.logs());
                 return Err(Error::Timeout { what, limit, log });
             }
-            thread::sleep(Duration::from_millis(200));
+            thread::sleep(Duration::from_millis(100));
         }
         Ok(())
     }
@@ -229,7 +227,11 @@ impl Cluster {
 
     fn wait_for_nodes(&self) -> Result<(), Error> {
         let nodes: Vec<&str> = self.topology.nodes.iter().map(|node| node.name.as_str()).collect();
-        self.wait_for(&nodes)
+        self.wait_for(&nodes)?;
+        // Without it, pods of this namespace are refused.
+        self.wait("there is no default service account", LIMIT, || {
+            self.kubectl(&["get", "serviceaccount", "default"]).is_ok()
+        })
     }
 
     /// Waits until these nodes are ready and offer as many GPUs as their scenarios have.
@@ -316,13 +318,6 @@ fn program() -> Result<PathBuf, Error> {
         path: folder.join("../qvl-cluster"),
         hint: "cargo build --release -p qvl-cluster",
     })
-}
-
-fn lock(places: &Places) -> Result<Flock<File>, Error> {
-    let path = places.lock();
-    Places::make(path.parent().unwrap_or(Path::new("/")))?;
-    let file = File::create(&path).at("write", &path)?;
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_file, error)| error).at("lock", path)
 }
 
 fn topology_file(places: &Places) -> PathBuf {

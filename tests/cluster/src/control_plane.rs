@@ -57,6 +57,10 @@ pub(crate) fn wait(places: &Places) -> Result<(), Error> {
             if ready {
                 return Ok(());
             }
+            if daemon::running(places, "apiserver").is_none() {
+                let log = daemon::log(places, "apiserver");
+                return Err(Error::Ended { name: "kube-apiserver", log });
+            }
             if LIMIT < begin.elapsed() {
                 let what = "the API server is not ready".to_owned();
                 return Err(Error::Timeout { what, limit: LIMIT, log: places.logs() });

@@ -55,7 +55,7 @@ pub(crate) fn stop(places: &Places, name: &str) -> Result<(), Error> {
     while let Some(pid) = running(places, name) {
         kill(pid);
         if LIMIT < begin.elapsed() {
-            let what = format!("`{name}` has ended");
+            let what = format!("`{name}` has not ended");
             return Err(Error::Timeout { what, limit: LIMIT, log: log(places, name) });
         }
         thread::sleep(Duration::from_millis(10));
@@ -73,7 +73,7 @@ pub(crate) fn kill(pid: i32) {
     let _already_ended = signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
-/// Whether a process exists and is no zombie.
+/// Whether a process exists and holds anything.
 pub(crate) fn alive(pid: i32) -> bool {
     begin(pid).is_some()
 }
@@ -93,7 +93,14 @@ fn begin(pid: i32) -> Option<String> {
     let mut fields = rest.split_whitespace();
     let state = fields.next()?;
     let begin = fields.nth(18)?;
-    (!matches!(state, "Z" | "X")).then(|| begin.to_owned())
+    // The first thread of a program that was killed is a zombie while others still hold its
+    // sockets.
+    let ended = state == "X" || (state == "Z" && threads(pid) <= 1);
+    (!ended).then(|| begin.to_owned())
+}
+
+fn threads(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
 #[cfg(test)]

@@ -29,8 +29,10 @@ pub enum Error {
     System { what: String, source: io::Error },
     #[error("cannot make the certificate of `{name}`")]
     Certificate { name: String, source: rcgen::Error },
-    #[error("{what} not within {} s; logs are in `{}`", limit.as_secs(), log.display())]
+    #[error("{what} after {} s; logs are in `{}`", limit.as_secs(), log.display())]
     Timeout { what: String, limit: Duration, log: PathBuf },
+    #[error("`{name}` ended; its log is `{log}`", log = log.display())]
+    Ended { name: &'static str, log: PathBuf },
     #[error("cluster `{name}` is not up")]
     NotUp { name: String },
     #[error("cluster `{name}` has no node `{node}`; it has {known}")]
@@ -65,6 +67,7 @@ impl Error {
             | Error::System { .. }
             | Error::Certificate { .. }
             | Error::Timeout { .. }
+            | Error::Ended { .. }
             | Error::NoNode { .. }
             | Error::NoGpu { .. } => None,
         }

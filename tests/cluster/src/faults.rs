@@ -25,9 +25,20 @@ impl Cluster {
     pub fn start_node(&self, name: &str) -> Result<(), Error> {
         let (index, node) = self.node(name)?;
         teardown::node(&self.places, name)?;
+        let before = self.heartbeat(name);
         node::boot(&self.places, index, node)?;
         node::join(&self.places, &self.topology, index)?;
+        // Until the controllers notice the loss, a dead node is called ready.
+        self.wait("the kubelet has not reported", Duration::from_secs(60), || {
+            self.heartbeat(name).is_some_and(|now| Some(now) != before)
+        })?;
         self.wait_for(&[name])
+    }
+
+    /// When the kubelet last reported.
+    fn heartbeat(&self, name: &str) -> Option<String> {
+        let path = "jsonpath={.status.conditions[?(@.type==\"Ready\")].lastHeartbeatTime}";
+        self.kubectl(&["get", "node", name, "-o", path]).ok()
     }
 
     /// Ends the kubelet alone: containers go on, and nobody reports about them.

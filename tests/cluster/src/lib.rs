@@ -32,6 +32,7 @@ mod daemon;
 mod device_folder;
 mod driver;
 mod forward;
+mod lock;
 mod namespace;
 mod network;
 mod node;

@@ -119,9 +119,10 @@ pub(crate) fn kubelet(places: &Places, topology: &Topology, index: usize) -> Res
 
 /// Starts NVIDIA's device plugin over the simulated driver; call it inside of the node.
 pub(crate) fn device_plugin(places: &Places, node: &str) -> Result<(), Error> {
-    // It registers once when it starts, and gives up for half a minute if nobody listens.
+    // It registers once when it starts, and gives up for half a minute if nobody listens. The
+    // socket of an earlier life may still be there.
     let socket = Path::new("/var/lib/kubelet/device-plugins/kubelet.sock");
-    wait(places, "the kubelet's device socket", || socket.exists())?;
+    wait(places, "the kubelet's device socket", || UnixStream::connect(socket).is_ok())?;
     let mut plugin = Command::new(places.program("nvidia-device-plugin"));
     plugin
         .args(["--device-discovery-strategy=nvml", "--device-list-strategy=envvar"])
@@ -192,7 +193,7 @@ fn wait(places: &Places, what: &str, mut done: impl FnMut() -> bool) -> Result<(
     let begin = Instant::now();
     while !done() {
         if LIMIT < begin.elapsed() {
-            let what = format!("{what} did not answer");
+            let what = format!("{what} does not answer");
             return Err(Error::Timeout { what, limit: LIMIT, log: places.logs() });
         }
         thread::sleep(Duration::from_millis(30));

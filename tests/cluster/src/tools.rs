@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     error::{At, Error},
+    lock,
     places::Places,
 };
 
@@ -70,6 +71,7 @@ pub fn build(places: &Places, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
     for folder in [places.bin(), places.share(), places.build_logs()] {
         Places::make(&folder)?;
     }
+    let _lock = lock::hold(&places.bin().join(".lock"))?;
     for tool in &TOOLS {
         let (stamp, wanted) = (stamp(places, tool.name), fingerprint(tool)?);
         let is_current = fs::read_to_string(&stamp).is_ok_and(|old| old == wanted);

@@ -47,7 +47,7 @@ spec:
   template:
     metadata: {labels: {app: server}}
     spec:
-      nodeName: n1
+      nodeSelector: {kubernetes.io/hostname: n1}
       securityContext: {runAsUser: 65532, runAsNonRoot: true}
       containers:
       - name: main
