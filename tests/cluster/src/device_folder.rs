@@ -1,5 +1,5 @@
-//! What a node's `/dev` and `/proc/driver` show. They live in the mount namespace of the node, so
-//! nodes differ, and the machine's own folders stay as they are.
+//! What a node's `/dev` shows. It lives in the mount namespace of the node, so nodes differ, and
+//! the machine's own folder stays as it is.
 
 use std::{
     fs,
@@ -44,24 +44,6 @@ pub(crate) fn make(node: &Path, driver: Option<&Scenario>, shm_mib: u64) -> Resu
         node_at(&draft.join(name), SFlag::S_IFCHR, makedev(NULL_DEVICE.0, NULL_DEVICE.1), 0o666)?;
     }
     bind(&draft, Path::new("/dev"))
-}
-
-/// What `/proc/driver/nvidia` says while the module is loaded.
-pub(crate) fn module(driver: &Scenario) -> Result<(), Error> {
-    let folder = Path::new("/proc/driver");
-    if !folder.exists() {
-        return Ok(());
-    }
-    tmpfs(folder, "mode=755,size=1m")?;
-    let folder = folder.join("nvidia");
-    Places::make(&folder)?;
-    let path = folder.join("version");
-    let version = format!(
-        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Mon Jan  1 00:00:00 UTC 2025\n\
-         GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n",
-        driver.driver
-    );
-    fs::write(&path, version).at("write", path)
 }
 
 /// Stands for `/dev/kmsg`: a file to which lines are added.

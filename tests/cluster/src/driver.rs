@@ -10,6 +10,7 @@ use simgpu::scenario::Scenario;
 
 use crate::{
     error::{At, Error},
+    module,
     places::Places,
     topology::Node,
 };
@@ -41,6 +42,7 @@ pub(crate) fn change(places: &Places, node: &str, file: &Path) -> Result<Scenari
     let draft = target.with_extension("new");
     fs::write(&draft, text).at("write", &draft)?;
     fs::rename(&draft, &target).at("write", &target)?;
+    module::write(&places.node(node), &scenario)?;
     Ok(scenario)
 }
 

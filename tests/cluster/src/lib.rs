@@ -33,6 +33,7 @@ mod device_folder;
 mod driver;
 mod forward;
 mod lock;
+mod module;
 mod namespace;
 mod network;
 mod node;

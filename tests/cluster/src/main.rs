@@ -9,7 +9,7 @@ use qvl_cluster::{Error, runtime};
 
 fn main() -> ExitCode {
     let result = if runtime::is_called() {
-        Err(runtime::run())
+        runtime::run().map(|()| ExitCode::SUCCESS)
     } else {
         commands::run(&commands::Cli::parse())
     };

@@ -17,7 +17,7 @@ use nix::{
 use crate::{
     cgroup, daemon, device_folder, driver,
     error::{At, Error},
-    namespace, node_files,
+    module, namespace, node_files,
     places::Places,
     runtime,
     topology::{self, Node, Topology},
@@ -63,7 +63,8 @@ pub(crate) fn boot(places: &Places, index: usize, node: &Node) -> Result<(), Err
         mounts(&folder)?;
         device_folder::make(&folder, driver.as_ref(), node.shm_mib)?;
         if let Some(driver) = &driver {
-            device_folder::module(driver)?;
+            module::write(&folder, driver)?;
+            module::show(&folder, Path::new("/"))?;
         }
         propagate(MsFlags::MS_SHARED)?;
         sethostname(&node.name).at("name the node in", &folder)?;

@@ -2,7 +2,8 @@
 //!
 //! A container whose environment names GPUs in `NVIDIA_VISIBLE_DEVICES` is given the driver's
 //! libraries and device files; any other container is left alone. The device plugin sets the
-//! variable; a pod may set it itself, as an agent that looks at all GPUs does.
+//! variable; a pod may set it itself, as an agent that looks at all GPUs does. A hook of the container
+//! shows what the kernel module would: runc itself mounts nothing below /proc.
 
 use std::{
     env,
@@ -19,6 +20,7 @@ use simgpu::scenario::Scenario;
 use crate::{
     device_folder, driver,
     error::{At, Error},
+    module,
 };
 
 /// Name under which containerd calls this program.
@@ -35,19 +37,25 @@ pub fn is_called() -> bool {
     env::args_os().next().is_some_and(|own| Path::new(&own).ends_with(NAME))
 }
 
-/// Prepares the container that is to be created, if any, and becomes runc. Returns only errors.
-pub fn run() -> Error {
+/// First argument of the hook, which runs before the container's root becomes the root.
+const HOOK: &str = "show-module";
+
+/// Prepares the container that is to be created, if any, and becomes runc; or is the hook.
+pub fn run() -> Result<(), Error> {
     let mut arguments = env::args_os();
     let own = PathBuf::from(arguments.next().unwrap_or_default());
+    let node = own.parent().unwrap_or(Path::new("/"));
     let arguments: Vec<OsString> = arguments.collect();
+    if let [first, root] = &arguments[..]
+        && first == HOOK
+    {
+        return module::show(node, Path::new(root));
+    }
     if let Some(bundle) = bundle(&arguments) {
-        let node = own.parent().unwrap_or(Path::new("/"));
-        if let Err(error) = prepare(node, &bundle) {
-            return error;
-        }
+        prepare(node, &bundle)?;
     }
     let source = Command::new(RUNC).args(&arguments).exec();
-    Error::Start { program: RUNC.to_owned(), source }
+    Err(Error::Start { program: RUNC.to_owned(), source })
 }
 
 /// Folder of the container that `create` or `run` names.
@@ -77,6 +85,10 @@ fn prepare(node: &Path, bundle: &Path) -> Result<(), Error> {
         return Ok(());
     };
     give(&mut config, node, &scenario, &visible);
+    let root = bundle.join(config["root"]["path"].as_str().unwrap_or("rootfs"));
+    let program = node.join(NAME);
+    let hook = json!({"path": program, "args": [program, HOOK, root]});
+    append(&mut config["hooks"]["createContainer"], vec![hook]);
     fs::write(&path, config.to_string()).at("write", path)
 }
 
