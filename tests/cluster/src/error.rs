@@ -31,8 +31,8 @@ pub enum Error {
     Certificate { name: String, source: rcgen::Error },
     #[error("{what} after {} s; logs are in `{}`", limit.as_secs(), log.display())]
     Timeout { what: String, limit: Duration, log: PathBuf },
-    #[error("`{name}` ended; its log is `{log}`", log = log.display())]
-    Ended { name: &'static str, log: PathBuf },
+    #[error("`{name}` ended: {last}; its log is `{log}`", log = log.display())]
+    Ended { name: &'static str, last: String, log: PathBuf },
     #[error("cluster `{name}` is not up")]
     NotUp { name: String },
     #[error("cluster `{name}` has no node `{node}`; it has {known}")]

@@ -22,7 +22,7 @@ pub struct Topology {
     /// Feature gates of all components, `GenericWorkload: true`.
     #[serde(default)]
     pub feature_gates: BTreeMap<String, bool>,
-    /// API groups that the API server serves beyond its defaults, `scheduling.k8s.io/v1alpha1`.
+    /// API groups that the API server serves beyond its defaults, `scheduling.k8s.io/v1beta1`.
     #[serde(default)]
     pub apis: Vec<String>,
 }
