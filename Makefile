@@ -59,8 +59,9 @@ cluster-build: setup-packages target
 	@echo "building Kubernetes and its neighbours (about 15 minutes on two cores the first time)"
 	$(CLUSTER) build
 
-cluster-up: cluster-build
+cluster-up: cluster-build build
 	$(CLUSTER) up $(if $(NODES),--nodes $(NODES))
+	$(CLUSTER) images
 
 cluster-down: target
 	$(CLUSTER) down

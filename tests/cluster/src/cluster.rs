@@ -129,12 +129,15 @@ impl Cluster {
     /// Imports an image archive on every node that runs.
     pub fn load(&self, archive: &Path) -> Result<(), Error> {
         let archive = archive.canonicalize().at("find", archive)?;
-        for node in &self.topology.nodes {
-            if daemon::running(&self.places, &format!("containerd-{}", node.name)).is_some() {
-                node::inside(&self.places, &node.name, || node::import(&self.places, &archive))?;
+        let nodes = &self.topology.nodes;
+        let load = |index: usize| {
+            let node = &nodes[index].name;
+            if daemon::running(&self.places, &format!("containerd-{node}")).is_none() {
+                return Ok(());
             }
-        }
-        Ok(())
+            node::inside(&self.places, node, || node::import(&self.places, &archive))
+        };
+        in_parallel(nodes.len(), load, || Ok(()))
     }
 
     /// Whether each daemon runs: its name, and its process.

@@ -92,7 +92,7 @@ impl Image {
             file(&mut archive, &config_name, config.as_bytes(), 0o644)?;
             file(&mut archive, &layer_name, &layer, 0o644)?;
             file(&mut archive, "manifest.json", manifest.as_bytes(), 0o644)?;
-            archive.into_inner()?.sync_data()?;
+            archive.into_inner()?;
             fs::rename(&draft, target)
         };
         write().at("write", target)

@@ -103,6 +103,8 @@ fn a_cluster_runs_pods_with_gpus_survives_faults_and_leaves_nothing() {
     agents_see_the_driver_and_the_kernel_log(&cluster);
     the_driver_changes(&cluster);
     the_api_server_comes_back(&cluster);
+    a_node_is_drained(&cluster);
+    a_kubelet_stops_and_its_containers_go_on(&cluster);
     a_node_dies_and_comes_back(&cluster);
 }
 
@@ -190,6 +192,33 @@ fn the_api_server_comes_back(cluster: &Own) {
     assert!(cluster.0.kubectl(&["get", "--raw", "/readyz"]).is_err());
     cluster.0.start_apiserver().unwrap();
     cluster.wait_for("get --raw /readyz", "ok");
+}
+
+fn a_node_is_drained(cluster: &Own) {
+    cluster.0.drain("n1").unwrap_or_else(|error| fail(&error));
+    let pods = "get pods --field-selector spec.nodeName=n1 -o name";
+    assert!(cluster.kubectl(pods).lines().all(|pod| pod.starts_with("pod/agent")));
+    assert_eq!(cluster.kubectl("get node n1 -o jsonpath={.spec.unschedulable}"), "true");
+    cluster.0.uncordon("n1").unwrap_or_else(|error| fail(&error));
+    cluster.kubectl("rollout status statefulset/server --timeout=60s");
+}
+
+fn a_kubelet_stops_and_its_containers_go_on(cluster: &Own) {
+    let runs = |name: &str| {
+        let daemons = cluster.0.daemons();
+        daemons.iter().any(|(daemon, pid)| daemon == name && pid.is_some())
+    };
+    cluster.0.stop_kubelet("n1").unwrap_or_else(|error| fail(&error));
+    assert!(!runs("kubelet-n1") && runs("containerd-n1"));
+    // Traffic from n2 still reaches the page on n1.
+    cluster.kubectl("run visitor --image=qvl.test/busybox:1 --restart=OnFailure --overrides={\"spec\":{\"nodeName\":\"n2\"}} -- wget -qO- http://server.default.svc.cluster.local/page");
+    cluster.wait_for("logs visitor", "kept");
+    cluster.0.start_kubelet("n1").unwrap_or_else(|error| fail(&error));
+    assert!(runs("kubelet-n1"));
+    cluster.0.disconnect("n1").unwrap_or_else(|error| fail(&error));
+    cluster.kubectl("run stranger --image=qvl.test/busybox:1 --restart=Never --overrides={\"spec\":{\"nodeName\":\"n2\"}} -- wget -T 2 -qO- http://server.default.svc.cluster.local/page");
+    cluster.wait_for("get pod stranger -o jsonpath={.status.phase}", "Failed");
+    cluster.0.connect("n1").unwrap_or_else(|error| fail(&error));
 }
 
 fn a_node_dies_and_comes_back(cluster: &Own) {
