@@ -116,7 +116,7 @@ fn gpus_reach_the_pods_of_each_node(cluster: &Own) {
         let pod = format!("-l batch.kubernetes.io/job-completion-index={index}");
         let node =
             cluster.kubectl(&format!("get pods {pod} -o jsonpath={{.items[0].spec.nodeName}}"));
-        let log = cluster.kubectl(&format!("logs {pod}"));
+        let log = cluster.kubectl(&format!("logs {pod} --tail=-1"));
         let list = log.lines().find_map(|line| line.strip_prefix("gpus=")).unwrap();
         let expected = scenario(cluster, &node);
         let mut uuids: Vec<&str> = list.split(',').collect();
