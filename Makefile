@@ -16,7 +16,7 @@ test: setup lint without-trainer check-cuda cluster-build
 
 lint: target
 	cargo fmt --check
-	cargo clippy --release --all-targets -- -D warnings
+	cargo clippy --release --all-targets -p qvl -p qvl-cluster -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --lib
 
 bench: build

@@ -57,12 +57,7 @@ pub(crate) fn wait(places: &Places) -> Result<(), Error> {
             if ready {
                 return Ok(());
             }
-            if daemon::running(places, "apiserver").is_none() {
-                let log = daemon::log(places, "apiserver");
-                let text = fs::read_to_string(&log).unwrap_or_default();
-                let last = text.lines().last().unwrap_or("it says nothing").to_owned();
-                return Err(Error::Ended { name: "kube-apiserver", last, log });
-            }
+            daemon::check(places, "apiserver")?;
             if LIMIT < begin.elapsed() {
                 let what = "the API server is not ready".to_owned();
                 return Err(Error::Timeout { what, limit: LIMIT, log: places.logs() });

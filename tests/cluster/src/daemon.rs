@@ -42,6 +42,17 @@ pub(crate) fn running(places: &Places, name: &str) -> Option<i32> {
     running_file(&places.pids().join(name))
 }
 
+/// Refuses, with its last words, when a daemon has ended.
+pub(crate) fn check(places: &Places, name: &'static str) -> Result<(), Error> {
+    if running(places, name).is_some() {
+        return Ok(());
+    }
+    let log = log(places, name);
+    let text = fs::read_to_string(&log).unwrap_or_default();
+    let last = text.lines().last().unwrap_or("it says nothing").to_owned();
+    Err(Error::Ended { name, last, log })
+}
+
 /// Process ids of all daemons that run.
 pub(crate) fn all(places: &Places) -> Vec<i32> {
     let Ok(files) = fs::read_dir(places.pids()) else { return Vec::new() };

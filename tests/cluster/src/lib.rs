@@ -13,6 +13,7 @@
 //! | [`tools`] | programs built from Go modules |
 //! | [`image`], [`images`] | container images without Docker |
 //! | [`peers`] | KWOK nodes and Kueue |
+//! | [`testing`] | a cluster that ends with its test |
 //! | [`runtime`] | the container runtime that gives containers their GPUs |
 
 pub mod cluster;
@@ -23,6 +24,7 @@ pub mod images;
 pub mod peers;
 pub mod places;
 pub mod runtime;
+pub mod testing;
 pub mod tools;
 pub mod topology;
 

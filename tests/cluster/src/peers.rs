@@ -33,11 +33,16 @@ impl Cluster {
         }
         self.apply(&(0..count).map(simulated_node).collect::<String>())?;
         self.wait("simulated nodes are not ready", Duration::from_secs(120), || {
-            let arguments = ["get", "nodes", "-l", "type=kwok", "--no-headers"];
-            self.kubectl(&arguments).is_ok_and(|list| {
-                count <= list.lines().filter(|line| line.contains(" Ready")).count()
-            })
-        })
+            daemon::running(&self.places, "kwok").is_none() || count <= self.simulated()
+        })?;
+        daemon::check(&self.places, "kwok")
+    }
+
+    /// How many simulated nodes are ready.
+    fn simulated(&self) -> usize {
+        let arguments = ["get", "nodes", "-l", "type=kwok", "--no-headers"];
+        let list = self.kubectl(&arguments).unwrap_or_default();
+        list.lines().filter(|line| line.contains(" Ready")).count()
     }
 
     fn start_kwok(&self) -> Result<(), Error> {

@@ -1,8 +1,6 @@
 //! Simulated nodes and the queue beside real nodes.
 
-mod common;
-
-use common::Own;
+use qvl_cluster::testing::{TestCluster, must};
 
 const FILLS: &str = "
 apiVersion: batch/v1
@@ -39,26 +37,26 @@ spec: {clusterQueue: gpus}
 
 #[test]
 fn simulated_nodes_run_many_pods_and_kueue_admits_one_job_after_the_other() {
-    let cluster = Own::up("peers");
+    let cluster = TestCluster::up("peers");
     simulated_nodes_run_many_pods(&cluster);
     kueue_admits_one_job_after_the_other(&cluster);
 }
 
-fn simulated_nodes_run_many_pods(cluster: &Own) {
-    cluster.0.kwok(20).unwrap_or_else(|error| common::fail(&error));
-    cluster.apply(FILLS);
+fn simulated_nodes_run_many_pods(cluster: &TestCluster) {
+    must(cluster.kwok(20));
+    cluster.create(FILLS);
     cluster.wait_for("get job many -o jsonpath={.status.succeeded}.", "40.");
 }
 
-fn kueue_admits_one_job_after_the_other(cluster: &Own) {
-    cluster.0.kueue(&[]).unwrap_or_else(|error| common::fail(&error));
-    cluster.apply(QUEUE);
-    cluster.apply(&(job("a") + "---" + &job("b")));
+fn kueue_admits_one_job_after_the_other(cluster: &TestCluster) {
+    must(cluster.kueue(&[]));
+    cluster.create(QUEUE);
+    cluster.create(&(job("a") + "---" + &job("b")));
     let states =
         "get workloads -o jsonpath={.items[*].status.conditions[?(@.type==\"Admitted\")].status}";
     // Both ask for all of the quota.
     cluster.wait_for(states, "True");
-    assert_eq!(cluster.kubectl(states).matches("True").count(), 1);
+    assert_eq!(cluster.run(states).matches("True").count(), 1);
     for name in ["a", "b"] {
         let kind = format!("get job {name} -o jsonpath={{.status.conditions[*].type}}");
         cluster.wait_for(&kind, "Complete");

@@ -2,8 +2,6 @@
 //! end that leaves nothing.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-mod common;
-
 use std::{
     collections::BTreeSet,
     fs,
@@ -12,8 +10,10 @@ use std::{
     time::Duration,
 };
 
-use common::{Own, build, fail};
-use qvl_cluster::{Cluster, runtime};
+use qvl_cluster::{
+    Cluster, runtime,
+    testing::{TestCluster, build, must},
+};
 use simgpu::scenario::Scenario;
 
 const GPU_JOB: &str = "
@@ -48,6 +48,7 @@ spec:
     metadata: {labels: {app: server}}
     spec:
       nodeSelector: {kubernetes.io/hostname: n1}
+      terminationGracePeriodSeconds: 1 # the shell as process 1 ignores SIGTERM
       securityContext: {runAsUser: 65532, runAsNonRoot: true}
       containers:
       - name: main
@@ -97,7 +98,7 @@ spec:
 
 #[test]
 fn a_cluster_runs_pods_with_gpus_survives_faults_and_leaves_nothing() {
-    let cluster = Own::up("life");
+    let cluster = TestCluster::up("life");
     gpus_reach_the_pods_of_each_node(&cluster);
     services_and_volumes_work_across_nodes(&cluster);
     agents_see_the_driver_and_the_kernel_log(&cluster);
@@ -108,15 +109,14 @@ fn a_cluster_runs_pods_with_gpus_survives_faults_and_leaves_nothing() {
     a_node_dies_and_comes_back(&cluster);
 }
 
-fn gpus_reach_the_pods_of_each_node(cluster: &Own) {
-    cluster.apply(GPU_JOB);
+fn gpus_reach_the_pods_of_each_node(cluster: &TestCluster) {
+    cluster.create(GPU_JOB);
     cluster.wait_for("get job gpus -o jsonpath={.status.conditions[*].type}", "Complete");
     let mut seen = BTreeSet::new();
     for index in 0..2 {
         let pod = format!("-l batch.kubernetes.io/job-completion-index={index}");
-        let node =
-            cluster.kubectl(&format!("get pods {pod} -o jsonpath={{.items[0].spec.nodeName}}"));
-        let log = cluster.kubectl(&format!("logs {pod} --tail=-1"));
+        let node = cluster.run(&format!("get pods {pod} -o jsonpath={{.items[0].spec.nodeName}}"));
+        let log = cluster.run(&format!("logs {pod} --tail=-1"));
         let list = log.lines().find_map(|line| line.strip_prefix("gpus=")).unwrap();
         let expected = scenario(cluster, &node);
         let mut uuids: Vec<&str> = list.split(',').collect();
@@ -139,47 +139,46 @@ fn gpus_reach_the_pods_of_each_node(cluster: &Own) {
     assert_eq!(seen.len(), 4, "{seen:?}");
 }
 
-fn services_and_volumes_work_across_nodes(cluster: &Own) {
-    cluster.apply(SERVER);
+fn services_and_volumes_work_across_nodes(cluster: &TestCluster) {
+    cluster.create(SERVER);
     cluster.wait_for("logs client", "kept");
-    let folder = cluster.0.places().volumes();
+    let folder = cluster.places().volumes();
     let pages = fs::read_dir(folder).unwrap().filter(|entry| {
         let page = entry.as_ref().unwrap().path().join("page");
         fs::read_to_string(page).is_ok_and(|text| text == "kept\n")
     });
     assert_eq!(pages.count(), 1);
-    assert!(cluster.0.flows("n2").unwrap().contains("dport=80"));
+    assert!(must(cluster.flows("n2")).contains("dport=80"));
 }
 
-fn agents_see_the_driver_and_the_kernel_log(cluster: &Own) {
-    cluster.apply(AGENT);
-    cluster.kubectl("rollout status daemonset/agent --timeout=60s");
-    cluster.0.xid("n2", 1, 79, "GPU has fallen off the bus.").unwrap();
+fn agents_see_the_driver_and_the_kernel_log(cluster: &TestCluster) {
+    cluster.create(AGENT);
+    cluster.run("rollout status daemonset/agent --timeout=60s");
+    must(cluster.xid("n2", 1, 79, "GPU has fallen off the bus."));
     let address = scenario(cluster, "n2").pci(1);
     let expected =
         format!("Xid (PCI:{:04x}:{:02x}:{:02x}): 79, GPU has", address.0, address.1, address.2);
     let run = |node: &str, words: &str| {
-        let pod = cluster.kubectl(&format!(
-            "get pods -l app=agent --field-selector spec.nodeName={node} -o name"
-        ));
-        cluster.kubectl(&format!("exec {} -- {words}", pod.trim()))
+        let pod = cluster
+            .run(&format!("get pods -l app=agent --field-selector spec.nodeName={node} -o name"));
+        cluster.run(&format!("exec {} -- {words}", pod.trim()))
     };
     let log = run("n2", "cat /host/kmsg");
     assert!(log.contains(&expected), "{log}");
     assert!(!run("n1", "cat /host/kmsg").contains("Xid"));
     assert!(run("n1", "cat /host/proc/driver/nvidia/version").contains("570.124.06"));
     assert!(run("n1", "ls /dev").contains("nvidia-uvm"));
-    let error = cluster.0.xid("n2", 2, 79, "").unwrap_err();
+    let error = cluster.xid("n2", 2, 79, "").unwrap_err();
     assert_eq!(error.to_string(), "node `n2` has no GPU 2");
 }
 
-fn the_driver_changes(cluster: &Own) {
-    let file = cluster.0.places().run().join("one.json");
+fn the_driver_changes(cluster: &TestCluster) {
+    let file = cluster.places().run().join("one.json");
     let text =
         r#"{"driver": "535.104.05", "cuda_driver": 12020, "gpus": [{"profile": "h100-sxm-80g"}]}"#;
     fs::write(&file, text).unwrap();
-    cluster.0.set_scenario("n2", &file).unwrap();
-    cluster.0.restart_device_plugin("n2").unwrap();
+    must(cluster.set_scenario("n2", &file));
+    must(cluster.restart_device_plugin("n2"));
     cluster.wait_for(
         "get node n2 -o jsonpath=gpus={.status.allocatable.nvidia\\.com/gpu}.",
         "gpus=1.",
@@ -187,50 +186,50 @@ fn the_driver_changes(cluster: &Own) {
     assert_eq!(scenario(cluster, "n2").driver, "535.104.05");
 }
 
-fn the_api_server_comes_back(cluster: &Own) {
-    cluster.0.stop_apiserver().unwrap();
-    assert!(cluster.0.kubectl(&["get", "--raw", "/readyz"]).is_err());
-    cluster.0.start_apiserver().unwrap();
+fn the_api_server_comes_back(cluster: &TestCluster) {
+    must(cluster.stop_apiserver());
+    assert!(cluster.kubectl(&["get", "--raw", "/readyz"]).is_err());
+    must(cluster.start_apiserver());
     cluster.wait_for("get --raw /readyz", "ok");
 }
 
-fn a_node_is_drained(cluster: &Own) {
-    cluster.0.drain("n1").unwrap_or_else(|error| fail(&error));
+fn a_node_is_drained(cluster: &TestCluster) {
+    must(cluster.drain("n1"));
     let pods = "get pods --field-selector spec.nodeName=n1 -o name";
-    assert!(cluster.kubectl(pods).lines().all(|pod| pod.starts_with("pod/agent")));
-    assert_eq!(cluster.kubectl("get node n1 -o jsonpath={.spec.unschedulable}"), "true");
-    cluster.0.uncordon("n1").unwrap_or_else(|error| fail(&error));
-    cluster.kubectl("rollout status statefulset/server --timeout=60s");
+    assert!(cluster.run(pods).lines().all(|pod| pod.starts_with("pod/agent")));
+    assert_eq!(cluster.run("get node n1 -o jsonpath={.spec.unschedulable}"), "true");
+    must(cluster.uncordon("n1"));
+    cluster.run("rollout status statefulset/server --timeout=60s");
 }
 
-fn a_kubelet_stops_and_its_containers_go_on(cluster: &Own) {
+fn a_kubelet_stops_and_its_containers_go_on(cluster: &TestCluster) {
     let runs = |name: &str| {
-        let daemons = cluster.0.daemons();
+        let daemons = cluster.daemons();
         daemons.iter().any(|(daemon, pid)| daemon == name && pid.is_some())
     };
-    cluster.0.stop_kubelet("n1").unwrap_or_else(|error| fail(&error));
+    must(cluster.stop_kubelet("n1"));
     assert!(!runs("kubelet-n1") && runs("containerd-n1"));
     // Traffic from n2 still reaches the page on n1.
-    cluster.kubectl("run visitor --image=qvl.test/busybox:1 --restart=OnFailure --overrides={\"spec\":{\"nodeName\":\"n2\"}} -- wget -qO- http://server.default.svc.cluster.local/page");
+    cluster.run("run visitor --image=qvl.test/busybox:1 --restart=OnFailure --overrides={\"spec\":{\"nodeName\":\"n2\"}} -- wget -qO- http://server.default.svc.cluster.local/page");
     cluster.wait_for("logs visitor", "kept");
-    cluster.0.start_kubelet("n1").unwrap_or_else(|error| fail(&error));
+    must(cluster.start_kubelet("n1"));
     assert!(runs("kubelet-n1"));
-    cluster.0.disconnect("n1").unwrap_or_else(|error| fail(&error));
-    cluster.kubectl("run stranger --image=qvl.test/busybox:1 --restart=Never --overrides={\"spec\":{\"nodeName\":\"n2\"}} -- wget -T 2 -qO- http://server.default.svc.cluster.local/page");
+    must(cluster.disconnect("n1"));
+    cluster.run("run stranger --image=qvl.test/busybox:1 --restart=Never --overrides={\"spec\":{\"nodeName\":\"n2\"}} -- wget -T 2 -qO- http://server.default.svc.cluster.local/page");
     cluster.wait_for("get pod stranger -o jsonpath={.status.phase}", "Failed");
-    cluster.0.connect("n1").unwrap_or_else(|error| fail(&error));
+    must(cluster.connect("n1"));
 }
 
-fn a_node_dies_and_comes_back(cluster: &Own) {
+fn a_node_dies_and_comes_back(cluster: &TestCluster) {
     let status = "get node n2 -o jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
     cluster.wait_for(status, "True");
-    cluster.0.kill_node("n2").unwrap();
+    must(cluster.kill_node("n2"));
     cluster.wait_for(status, "Unknown");
-    cluster.0.start_node("n2").unwrap();
+    must(cluster.start_node("n2"));
     cluster.wait_for(status, "True");
     // Its DaemonSet pod runs again.
-    cluster.kubectl("rollout status daemonset/agent --timeout=120s");
-    let error = cluster.0.kill_node("n3").unwrap_err();
+    cluster.run("rollout status daemonset/agent --timeout=120s");
+    let error = cluster.kill_node("n3").unwrap_err();
     assert_eq!(error.to_string(), "cluster `life` has no node `n3`; it has n1, n2");
 }
 
@@ -252,15 +251,15 @@ fn a_crash_half_way_is_cleaned_up() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(!Cluster::remains(NAME).unwrap().is_empty());
-    Cluster::down(NAME).unwrap_or_else(|error| fail(&error));
+    must(Cluster::down(NAME));
     assert_eq!(Cluster::remains(NAME).unwrap(), Vec::<String>::new());
     let error = Cluster::open(NAME).unwrap_err();
     assert_eq!(error.to_string(), "cluster `crash` is not up");
     assert_eq!(error.hint().unwrap(), "make cluster-up");
 }
 
-fn scenario(cluster: &Own, node: &str) -> Scenario {
-    let path = cluster.0.places().node(node).join("driver/scenario.json");
+fn scenario(cluster: &TestCluster, node: &str) -> Scenario {
+    let path = cluster.places().node(node).join("driver/scenario.json");
     Scenario::parse(&fs::read_to_string(path).unwrap()).unwrap()
 }
 
