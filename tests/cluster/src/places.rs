@@ -58,9 +58,15 @@ impl Places {
         self.root.join(folder)
     }
 
-    /// Locked while a process changes the cluster.
-    pub fn lock(&self) -> PathBuf {
-        self.root.join(format!("{}.lock", self.name))
+    /// Locked while a process changes the cluster. Namespaces belong to the machine, whatever the
+    /// cache folder.
+    pub(crate) fn lock(&self) -> PathBuf {
+        PathBuf::from(format!("/run/lock/{}change", self.prefix()))
+    }
+
+    /// Locked while a test uses the cluster.
+    pub(crate) fn use_lock(&self) -> PathBuf {
+        PathBuf::from(format!("/run/lock/{}use", self.prefix()))
     }
 
     /// For users: reaches the API server through the forwarder.

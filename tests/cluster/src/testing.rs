@@ -1,8 +1,10 @@
 //! For tests: a cluster that ends with the test, and calls that fail it.
 
-use std::{error::Error as _, ops::Deref, thread, time::Duration};
+use std::{error::Error as _, fs::File, ops::Deref, thread, time::Duration};
 
-use crate::{Cluster, Error, Options, Topology, places::Places, tools};
+use nix::fcntl::Flock;
+
+use crate::{Cluster, Error, Options, Topology, lock, places::Places, tools};
 
 /// How long [`TestCluster::wait_for`] waits.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -10,7 +12,14 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// A cluster for one test. It ends with the test, whatever happens, and nothing may be left of it.
 #[derive(Debug)]
-pub struct TestCluster(Cluster);
+pub struct TestCluster {
+    cluster: Cluster,
+    _reservation: Reservation,
+}
+
+/// Others on this machine who want a cluster of this name wait until it is dropped.
+#[derive(Debug)]
+pub struct Reservation(#[expect(dead_code, reason = "held, not read")] Flock<File>);
 
 impl TestCluster {
     /// Builds the programs if need be, and brings up two nodes with two GPUs each. Tests that run at
@@ -21,8 +30,9 @@ impl TestCluster {
 
     /// The same with other nodes.
     pub fn with(name: &str, topology: Topology) -> TestCluster {
-        build(name);
-        TestCluster(must(Cluster::up(Options { name: name.to_owned(), topology })))
+        let reservation = reserve(name);
+        let cluster = must(Cluster::up(Options { name: name.to_owned(), topology }));
+        TestCluster { cluster, _reservation: reservation }
     }
 
     /// kubectl with these words, which must succeed.
@@ -56,7 +66,7 @@ impl Deref for TestCluster {
     type Target = Cluster;
 
     fn deref(&self) -> &Cluster {
-        &self.0
+        &self.cluster
     }
 }
 
@@ -71,10 +81,12 @@ impl Drop for TestCluster {
     }
 }
 
-/// Builds the cluster's programs; usually they are there.
-pub fn build(name: &str) {
+/// Builds the cluster's programs, which usually are there, and reserves a name.
+pub fn reserve(name: &str) -> Reservation {
+    let places = must(Places::new(name));
     // Which programs were built is of no interest here.
-    must(Places::new(name).and_then(|places| tools::build(&places, &mut |_line| {})));
+    must(tools::build(&places, &mut |_line| {}));
+    Reservation(must(lock::hold(&places.use_lock())))
 }
 
 /// The value, or a test that fails with the error, its causes and its hint.

@@ -12,7 +12,7 @@ use std::{
 
 use qvl_cluster::{
     Cluster, runtime,
-    testing::{TestCluster, build, must},
+    testing::{TestCluster, must, reserve},
 };
 use simgpu::scenario::Scenario;
 
@@ -236,7 +236,7 @@ fn a_node_dies_and_comes_back(cluster: &TestCluster) {
 #[test]
 fn a_crash_half_way_is_cleaned_up() {
     const NAME: &str = "crash";
-    build(NAME);
+    let _reservation = reserve(NAME);
     let mut child = Command::new(env!("CARGO_BIN_EXE_qvl-cluster"))
         .args(["--name", NAME, "up"])
         .stdout(Stdio::null())
