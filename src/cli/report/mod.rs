@@ -55,7 +55,8 @@ pub(super) fn run(args: &ReportArgs, out: &mut impl Write) -> Result<ExitStatus,
         CliError::of(ExitStatus::Usage, anyhow::Error::new(error).context(what))
             .hint("its folder must exist and be writable")
     })?;
-    writeln!(out, "wrote {}", path.display())?;
+    report::table(&input.sets, out)?;
+    writeln!(out, "\nwrote {}", path.display())?;
     Ok(ExitStatus::Success)
 }
 
