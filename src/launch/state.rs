@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -111,7 +112,9 @@ impl RunState {
     /// Writes the file; a reader sees the old or the new one, never a part.
     pub fn write(&self) -> io::Result<()> {
         let text = serde_json::to_string_pretty(self).expect("plain data") + "\n";
-        let mut file = tempfile::NamedTempFile::new_in(&self.output)?;
+        // As any new file: the user's umask decides who may read it.
+        let readable = fs::Permissions::from_mode(0o666);
+        let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(&self.output)?;
         io::Write::write_all(&mut file, text.as_bytes())?;
         file.persist(self.output.join(FILE)).map_err(|error| error.error)?;
         Ok(())

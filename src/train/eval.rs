@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -228,7 +229,10 @@ pub fn write(path: &Path, answers: &[Answer]) -> Result<(), Failure> {
     };
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(failed)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+    // As any new file: the user's umask decides who may read it.
+    let readable = fs::Permissions::from_mode(0o666);
+    let mut file =
+        tempfile::Builder::new().permissions(readable).tempfile_in(folder).map_err(failed)?;
     for answer in answers {
         let line = serde_json::to_string(answer).expect("plain data");
         writeln!(file, "{line}").map_err(failed)?;
