@@ -1,10 +1,12 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 SHELL := /bin/bash
 export QVL_CACHE ?= $(HOME)/.cache/qvl
+# Go that the set-up fetched, for machines without one.
+export PATH := $(PATH):$(QVL_CACHE)/go/bin
 BUILD := $(or $(CARGO_TARGET_DIR),$(QVL_CACHE)/target)
 
 .PHONY: demo test lint bench soak setup build check-cuda mutants digits-base
-.PHONY: setup-packages setup-data setup-python without-trainer
+.PHONY: setup-packages setup-data setup-python setup-cluster without-trainer
 .PHONY: cluster-build cluster-up cluster-down cluster-shell
 
 demo: setup-data build
@@ -55,7 +57,11 @@ mutants: target
 # A real Kubernetes on this machine: tests/cluster/README.md. As root.
 CLUSTER := cargo run --quiet --release -p qvl-cluster --
 
-cluster-build: setup-packages target
+setup-cluster: setup-packages
+	tests/setup/packages cluster
+	tests/setup/go
+
+cluster-build: setup-cluster target
 	@echo "building Kubernetes and its neighbours (about 15 minutes on two cores the first time)"
 	$(CLUSTER) build
 
