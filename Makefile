@@ -1,8 +1,8 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 SHELL := /bin/bash
 export QVL_CACHE ?= $(HOME)/.cache/qvl
-# Go that the set-up fetched, for machines without one.
-export PATH := $(PATH):$(QVL_CACHE)/go/bin
+# Go that the set-up fetched, for machines that have none, or one that is too old.
+export PATH := $(QVL_CACHE)/go/bin:$(PATH)
 BUILD := $(or $(CARGO_TARGET_DIR),$(QVL_CACHE)/target)
 
 .PHONY: demo test lint bench soak setup build check-cuda mutants digits-base
