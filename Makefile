@@ -1,21 +1,24 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 SHELL := /bin/bash
 export QVL_CACHE ?= $(HOME)/.cache/qvl
+# Go that the set-up fetched, for machines that have none, or one that is too old.
+export PATH := $(QVL_CACHE)/go/bin:$(PATH)
 BUILD := $(or $(CARGO_TARGET_DIR),$(QVL_CACHE)/target)
 
 .PHONY: demo test lint bench soak setup build check-cuda mutants digits-base
-.PHONY: setup-packages setup-data setup-python without-trainer
+.PHONY: setup-packages setup-data setup-python setup-cluster without-trainer
+.PHONY: cluster-build cluster-up cluster-down cluster-shell
 
 demo: setup-data build
 	examples/digits/demo
 
-test: setup lint without-trainer check-cuda
+test: setup lint without-trainer check-cuda cluster-build
 	cargo test --release --workspace
 	@echo "all tests passed"
 
 lint: target
 	cargo fmt --check
-	cargo clippy --release --all-targets -- -D warnings
+	cargo clippy --release --all-targets -p qvl -p qvl-cluster -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --lib
 
 bench: build
@@ -50,6 +53,27 @@ check-cuda: target
 
 mutants: target
 	tests/mutants/run
+
+# A real Kubernetes on this machine: tests/cluster/README.md. As root.
+CLUSTER := cargo run --quiet --release -p qvl-cluster --
+
+setup-cluster: setup-packages
+	tests/setup/packages cluster
+	tests/setup/go
+
+cluster-build: setup-cluster target
+	@echo "building Kubernetes and its neighbours (about 15 minutes on two cores the first time)"
+	$(CLUSTER) build
+
+cluster-up: cluster-build build
+	$(CLUSTER) up $(if $(NODES),--nodes $(NODES))
+	$(CLUSTER) images
+
+cluster-down: target
+	$(CLUSTER) down
+
+cluster-shell: target
+	$(CLUSTER) shell
 
 digits-base: setup-data build
 	examples/digits/make-base

@@ -13,6 +13,7 @@ use super::{
     jobs, plan, report, supervise,
 };
 use crate::{
+    data::lint::{Finding, Severity},
     job::FineTuneJob,
     launch::state::{RunState, Status},
     wire::ExitStatus,
@@ -88,17 +89,7 @@ pub(super) fn run(args: &LaunchArgs) -> Result<ExitStatus, CliError> {
     let folder = args.job.parent().filter(|path| !path.as_os_str().is_empty());
     let folder = absolute(folder.unwrap_or(Path::new(".")))?;
     let planned = plan::make(job.clone(), &folder)?;
-    if planned.data.blocks() {
-        let finding =
-            planned.data.findings.iter().find(|f| f.severity == crate::data::lint::Severity::Block);
-        let what =
-            finding.map_or_else(String::new, |f| format!("{} `{}`: {}", f.file, f.sample, f.what));
-        return Err(CliError::new(
-            ExitStatus::Blocked,
-            format!("the training data has problems: {what}"),
-        )
-        .hint("`qvl data lint` shows all of them"));
-    }
+    refuse_bad_data(&planned)?;
     if args.how.output == Output::Text {
         plan::print(&planned, &mut anstream::stdout())?;
     }
@@ -171,6 +162,24 @@ pub(super) fn resume(args: &ResumeArgs) -> Result<ExitStatus, CliError> {
     let trainer = trainer(args.how.trainer.as_deref())?;
     jobs::end_orphans(&run, &mut anstream::stderr())?;
     supervise::start(&job, &job_path, trainer, run.attempt + 1, &args.how)
+}
+
+/// The first problem of the data that stops a launch, and how many there are.
+fn refuse_bad_data(planned: &plan::Plan) -> Result<(), CliError> {
+    let blocks = |finding: &&Finding| finding.severity == Severity::Block;
+    let Some(first) = planned.data.findings.iter().find(blocks) else { return Ok(()) };
+    let sample =
+        if first.sample.is_empty() { String::new() } else { format!(" sample `{}`", first.sample) };
+    let count = planned.data.findings.iter().filter(blocks).count();
+    let error = CliError::new(
+        ExitStatus::Blocked,
+        format!("`{}`{sample}: {} ({})", first.file, first.what, first.rule),
+    );
+    let error = error.hint(first.hint);
+    Err(match count {
+        1 => error,
+        _ => error.hint(format!("there are {count} such problems: `qvl data lint` shows all")),
+    })
 }
 
 /// The trainer beside this program.

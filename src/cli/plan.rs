@@ -113,13 +113,7 @@ fn set_facts(job: &FineTuneJob, files: &[PathBuf], data: &LintReport) -> Vec<Set
 
 /// Findings of the lint, the first few in full.
 fn data_warnings(data: &LintReport) -> Vec<String> {
-    let findings = data.findings.iter().map(|finding| {
-        let sample = match finding.sample.as_str() {
-            "" => String::new(),
-            id => format!(" `{id}`"),
-        };
-        format!("data: {}{sample}: {}", finding.file, finding.what)
-    });
+    let findings = data.findings.iter().map(|finding| format!("data: {finding}"));
     let mut warnings: Vec<String> = findings.collect();
     if FINDINGS < warnings.len() {
         let more = warnings.len() - FINDINGS;

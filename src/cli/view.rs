@@ -229,7 +229,10 @@ impl View {
         if let Some(checkpoint) = &state.checkpoint {
             row("checkpoint", checkpoint.clone())?;
         }
-        row("loss curve", state.output.join("loss.svg").display().to_string())?;
+        let curve = state.output.join("loss.svg");
+        if curve.exists() {
+            row("loss curve", curve.display().to_string())?;
+        }
         row("logs", format!("{} (`qvl logs {name}`)", state.output.join("logs").display()))?;
         if state.status != Status::Succeeded {
             let from = match &state.checkpoint {

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::process::ProcessId;
-use crate::wire::TrainerExit;
+use crate::{telemetry::whole, wire::TrainerExit};
 
 /// Name of the file in the output folder.
 pub const FILE: &str = "state.json";
@@ -111,10 +111,7 @@ impl RunState {
     /// Writes the file; a reader sees the old or the new one, never a part.
     pub fn write(&self) -> io::Result<()> {
         let text = serde_json::to_string_pretty(self).expect("plain data") + "\n";
-        let mut file = tempfile::NamedTempFile::new_in(&self.output)?;
-        io::Write::write_all(&mut file, text.as_bytes())?;
-        file.persist(self.output.join(FILE)).map_err(|error| error.error)?;
-        Ok(())
+        whole::write(&self.output.join(FILE), text.as_bytes())
     }
 
     /// Reads the file of an output folder.

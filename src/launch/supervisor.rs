@@ -93,11 +93,11 @@ pub fn supervise(
         history.repeats = if failure == last { history.repeats + 1 } else { 0 };
         last = failure;
         match ladder::decide(&ends, history, stopping) {
-            Action::Succeed => return supervisor.end(Status::Succeeded, None, began),
-            Action::Stop => return supervisor.end(Status::Stopped, None, began),
+            Action::Succeed => return Ok(supervisor.end(Status::Succeeded, None, began)),
+            Action::Stop => return Ok(supervisor.end(Status::Stopped, None, began)),
             Action::Fail { why } => {
                 supervisor.incident(&ends, false);
-                return supervisor.end(Status::Failed, Some(why.to_owned()), began);
+                return Ok(supervisor.end(Status::Failed, Some(why.to_owned()), began));
             }
             Action::Restart { after } => {
                 supervisor.incident(&ends, true);
@@ -105,7 +105,7 @@ pub fn supervise(
                 let after_seconds = after.as_secs();
                 supervisor.tell(SupervisorEvent::Restarting { after_seconds, checkpoint_step });
                 if !wait(after, &mut request) {
-                    return supervisor.end(Status::Stopped, None, began);
+                    return Ok(supervisor.end(Status::Stopped, None, began));
                 }
                 history.restarts += 1;
                 supervisor.begin(supervisor.state.attempt + 1)?;
@@ -321,22 +321,26 @@ impl<'a, N: FnMut(Notice)> Supervisor<'a, N> {
         self.tell(SupervisorEvent::Culprit { culprit, exit, what, hint, step, restarted });
     }
 
-    fn end(mut self, status: Status, why: Option<String>, began: Instant) -> io::Result<Ending> {
+    fn end(mut self, status: Status, why: Option<String>, began: Instant) -> Ending {
         self.state.status = status;
         self.state.why.clone_from(&why);
         self.state.updated_ms = now_ms();
         self.state.ranks.clear();
-        self.state.write()?;
-        write_curve(&self.launch.output)?;
+        // A run that failed because the disk is full ends with its own reason, not with this.
+        if let Err(error) = self.state.write().and_then(|()| write_curve(&self.launch.output)) {
+            let folder = self.launch.output.display();
+            let what = format!("the end of the run is not written in `{folder}`: {error}");
+            self.tell(SupervisorEvent::Trouble { what });
+        }
         let state = serde_json::to_value(&self.state).expect("plain data");
         let status = state["status"].as_str().unwrap_or_default().to_owned();
         self.tell(SupervisorEvent::Ended { status, why, state });
-        Ok(Ending {
+        Ending {
             state: self.state,
             last_step: self.last_step,
             evaluations: self.evaluations,
             seconds: began.elapsed().as_secs_f64(),
-        })
+        }
     }
 }
 

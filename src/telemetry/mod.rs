@@ -7,3 +7,4 @@ pub mod metrics;
 pub mod report;
 pub mod stats;
 pub mod tensorboard;
+pub mod whole;

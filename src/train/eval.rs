@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -22,7 +21,10 @@ use crate::{
         tokenizer::Tokenizer,
     },
     job::{FineTuneJob, Mask, Task},
-    telemetry::answers::{self, Answer},
+    telemetry::{
+        answers::{self, Answer},
+        whole,
+    },
     wire::{EvalMetrics, TrainerExit},
 };
 
@@ -228,13 +230,9 @@ pub fn write(path: &Path, answers: &[Answer]) -> Result<(), Failure> {
     };
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(failed)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-    for answer in answers {
-        let line = serde_json::to_string(answer).expect("plain data");
-        writeln!(file, "{line}").map_err(failed)?;
-    }
-    file.persist(path).map_err(|error| failed(error.error))?;
-    Ok(())
+    let line = |answer| serde_json::to_string(answer).expect("plain data") + "\n";
+    let lines: String = answers.iter().map(line).collect();
+    whole::write(path, lines.as_bytes()).map_err(failed)
 }
 
 fn rectangle(found: boxes::Box2d) -> [f64; 4] {

@@ -6,8 +6,7 @@ mod sets;
 
 use std::{
     fs,
-    io::{self, Write},
-    os::unix::fs::PermissionsExt,
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -20,6 +19,7 @@ use crate::{
     telemetry::{
         metrics::{self, AttemptSteps},
         report::{self, ReportInput, Row, Tone},
+        whole,
     },
     wire::{ExitStatus, Record},
 };
@@ -50,25 +50,14 @@ pub(super) fn run(args: &ReportArgs, out: &mut impl Write) -> Result<ExitStatus,
     let run = jobs::find(&args.name)?;
     let input = gather(&run, args)?;
     let path = args.out.clone().unwrap_or_else(|| run.output.join("report.html"));
-    write_whole(&path, &report::html(&input)).map_err(|error| {
+    whole::write(&path, report::html(&input).as_bytes()).map_err(|error| {
         let what = format!("failed to write report `{}`", path.display());
         CliError::of(ExitStatus::Usage, anyhow::Error::new(error).context(what))
             .hint("its folder must exist and be writable")
     })?;
-    writeln!(out, "wrote {}", path.display())?;
+    report::table(&input.sets, out)?;
+    writeln!(out, "\nwrote {}", path.display())?;
     Ok(ExitStatus::Success)
-}
-
-/// The old report stays until the new one is complete.
-fn write_whole(path: &Path, text: &str) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    // As every new file: the user's umask decides who may read it.
-    let mode = fs::Permissions::from_mode(0o666);
-    let mut builder = tempfile::Builder::new();
-    let mut file = builder.permissions(mode).tempfile_in(folder.unwrap_or(Path::new(".")))?;
-    file.write_all(text.as_bytes())?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
 }
 
 fn gather(run: &RunState, args: &ReportArgs) -> Result<ReportInput, CliError> {

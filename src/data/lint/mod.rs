@@ -14,6 +14,7 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -93,6 +94,17 @@ pub struct Finding {
     pub sample: String,
     pub what: String,
     pub hint: &'static str,
+}
+
+/// File, sample and what is wrong, in one line.
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Finding { file, sample, what, .. } = self;
+        match sample.as_str() {
+            "" => write!(f, "{file}: {what}"),
+            sample => write!(f, "{file} `{sample}`: {what}"),
+        }
+    }
 }
 
 /// Numbers of one file.

@@ -25,11 +25,7 @@ pub fn print(report: &LintReport, out: &mut impl io::Write) -> io::Result<()> {
         let total = report.counts.get(rule).copied().unwrap_or(findings.len());
         writeln!(out, "{word} {rule}: {total} found")?;
         for finding in findings.iter().take(LISTED) {
-            write!(out, "      {}", finding.file)?;
-            if !finding.sample.is_empty() {
-                write!(out, " `{}`", finding.sample)?;
-            }
-            writeln!(out, ": {}", finding.what)?;
+            writeln!(out, "      {finding}")?;
         }
         if LISTED < total {
             writeln!(out, "      and {} more", total - LISTED.min(findings.len()))?;

@@ -3,9 +3,11 @@
 mod input;
 mod numbers;
 mod render;
+mod text;
 
 pub use input::{
     Check, DoctorVerdict, Measured, Memory, Picture, Proof, ProofRun, ReportInput, Row, SetReport,
     Tone,
 };
 pub use render::html;
+pub use text::table;

@@ -108,3 +108,23 @@ impl Adapter {
         dx_TI.to_dtype(dtype)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropout_keeps_the_mean_and_zeroes_its_share() {
+        let key = DropoutKey { seed: 1, step: 2, probability: 0.25 };
+        let masks = DropoutMasks { key, samples: &[3, 4], length: 50 };
+        let mask = masks.mask(0, 400, &Device::Cpu).unwrap();
+        let mask: Vec<f32> = mask.flatten_all().unwrap().to_vec1().unwrap();
+        assert!(mask.iter().all(|value| [0.0, 4.0 / 3.0].contains(value)));
+        // 40,000 draws: the standard deviation of the share is 0.0022, of the mean 0.0029.
+        let count = mask.len() as f32;
+        let zeros = mask.iter().filter(|value| **value == 0.0).count() as f32 / count;
+        assert!((zeros - 0.25).abs() < 0.01, "{zeros}");
+        let mean = mask.iter().sum::<f32>() / count;
+        assert!((mean - 1.0).abs() < 0.013, "{mean}");
+    }
+}

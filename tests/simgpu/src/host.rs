@@ -30,23 +30,13 @@ impl Host {
     ///
     /// If the scenario is invalid or the libraries were not built.
     pub fn new(scenario: &str) -> Host {
-        let parsed = Scenario::parse(scenario).expect("valid scenario");
         let host = Host { folder: tempfile::tempdir().expect("a temporary folder") };
-        for (from, to) in LIBRARIES {
-            let from = built().join(from);
-            let mut library = fs::read(&from).unwrap_or_else(|error| {
-                panic!(
-                    "`{}`: {error}\n  hint: the package under test needs dev-dependencies on \
-                     simgpu-nvml and simgpu-cuda",
-                    from.display()
-                )
-            });
-            if !parsed.missing_symbols.is_empty() {
-                remove_symbols(&mut library, &parsed.missing_symbols);
-            }
-            fs::write(host.path().join(to), library).expect("the library can be copied");
-        }
-        host.change(scenario);
+        install(&built(), host.path(), scenario).unwrap_or_else(|error| {
+            panic!(
+                "{error}\n  hint: the package under test needs dev-dependencies on simgpu-nvml and \
+                 simgpu-cuda"
+            )
+        });
         host
     }
 
@@ -90,6 +80,22 @@ impl Host {
             .env_remove("CUDA_VISIBLE_DEVICES");
         command
     }
+}
+
+/// Copies both libraries from `built`, where cargo put them, into `folder`, under the names that
+/// clients load, and writes the scenario beside them.
+pub fn install(built: &Path, folder: &Path, scenario: &str) -> io::Result<()> {
+    let parsed = Scenario::parse(scenario).map_err(io::Error::other)?;
+    for (from, to) in LIBRARIES {
+        let from = built.join(from);
+        let named = |error| io::Error::other(format!("`{}`: {error}", from.display()));
+        let mut library = fs::read(&from).map_err(named)?;
+        if !parsed.missing_symbols.is_empty() {
+            remove_symbols(&mut library, &parsed.missing_symbols);
+        }
+        fs::write(folder.join(to), library)?;
+    }
+    fs::write(folder.join("scenario.json"), scenario)
 }
 
 /// Text of a scenario in the catalogue.
