@@ -65,9 +65,11 @@ cluster-build: setup-cluster target
 	@echo "building Kubernetes and its neighbours (about 15 minutes on two cores the first time)"
 	$(CLUSTER) build
 
-cluster-up: cluster-build build
+cluster-up: cluster-build setup-data build
+	target/release/examples/digits --packages $(QVL_CACHE)/packages --out demo/data
 	$(CLUSTER) up $(if $(NODES),--nodes $(NODES))
 	$(CLUSTER) images
+	$(CLUSTER) claim digits demo/data examples/digits/base
 
 cluster-down: target
 	$(CLUSTER) down

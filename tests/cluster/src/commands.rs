@@ -72,6 +72,12 @@ enum OnCluster {
         #[arg(long, value_name = "DIR")]
         programs: Option<PathBuf>,
     },
+    /// Make a claim of namespace `default` with copies of files and folders.
+    Claim {
+        name: String,
+        /// FROM:TO, where TO is relative to the volume.
+        files: Vec<String>,
+    },
     /// Add simulated nodes (KWOK) with 8 GPUs each.
     Kwok { count: usize },
     /// Install Kueue.
@@ -152,6 +158,14 @@ fn on(cluster: &Cluster, command: &OnCluster) -> Result<(), Error> {
             Some(folder) => images::product(cluster, folder)?,
             None => images::product(cluster, &images::release_folder()?)?,
         },
+        OnCluster::Claim { name, files } => {
+            let pair = |file: &String| {
+                let (from, to) = file.split_once(':').unwrap_or((file, file));
+                (PathBuf::from(from), PathBuf::from(to))
+            };
+            let folder = cluster.claim(name, &files.iter().map(pair).collect::<Vec<_>>())?;
+            say(&format!("claim {name}: {}", folder.display()));
+        }
         OnCluster::Kwok { count } => cluster.kwok(*count)?,
         OnCluster::Kueue { values } => {
             cluster.kueue(&values.iter().map(String::as_str).collect::<Vec<_>>())?;

@@ -21,6 +21,9 @@ pub const QVL: &str = "qvl.test/qvl:dev";
 /// The programs `qvl` and `qvl-train`.
 pub const TRAIN: &str = "qvl.test/qvl-train:dev";
 
+/// Where the image of the trainer has a tiny model and a few sentences.
+const SMOKE: &str = "/usr/share/qvl/smoke";
+
 /// Writes the images that every node has: what holds a pod, and a shell.
 pub(crate) fn basic(places: &Places) -> Result<(), Error> {
     let busybox = PathBuf::from("/bin/busybox");
@@ -57,7 +60,16 @@ pub fn product(cluster: &Cluster, folder: &Path) -> Result<(), Error> {
         [(QVL, "qvl.tar", vec![qvl.clone()]), (TRAIN, "qvl-train.tar", vec![qvl, train])]
     {
         let archive = cluster.places().images().join(file);
-        Image::of_programs(name, &entrypoint, &programs)?.write(&archive)?;
+        let mut image = Image::of_programs(name, &entrypoint, &programs)?;
+        if name == TRAIN {
+            // What `helm test` trains with; the Dockerfile puts it there too.
+            for (from, to) in
+                [("examples/digits/base", "base"), ("images/smoke/train.json", "train.json")]
+            {
+                image.add(&repository().join(from), Some(&Path::new(SMOKE).join(to)))?;
+            }
+        }
+        image.write(&archive)?;
         cluster.load(&archive)?;
     }
     Ok(())
@@ -69,4 +81,9 @@ pub fn release_folder() -> Result<PathBuf, Error> {
     let folder = own.parent().unwrap_or(Path::new("/"));
     let is_test = folder.ends_with("deps");
     Ok(if is_test { folder.parent().unwrap_or(folder) } else { folder }.to_owned())
+}
+
+/// The repository that this program was built from.
+fn repository() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }

@@ -8,6 +8,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`cluster`] | [`Cluster`]: up, down, kubectl; everything else hangs on it |
+//! | [`claims`] | volumes with files |
 //! | [`faults`] | what tests break: nodes, the API server, the driver |
 //! | [`topology`] | the file that describes the nodes |
 //! | [`tools`] | programs built from Go modules |
@@ -16,6 +17,7 @@
 //! | [`testing`] | a cluster that ends with its test |
 //! | [`runtime`] | the container runtime that gives containers their GPUs |
 
+pub mod claims;
 pub mod cluster;
 pub mod error;
 pub mod faults;
