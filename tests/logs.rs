@@ -353,7 +353,9 @@ fn a_full_collector_takes_nothing_and_the_pod_keeps_its_lines() {
     let mut collector = Collector::start(&folder.path().join("collector"), &["--max-bytes", "2Ki"]);
     let pod = folder.path().join("pod");
     let writing = spool(&pod, &collector.url, Limits::default());
-    (0..100).for_each(|i| writing.push(0, 1, now_ms(), &format!("a line of the rank: {i}")));
+    // One line alone is too much: it does not matter how many are sent together.
+    let long = "a line of the rank ".repeat(200);
+    (0..100).for_each(|i| writing.push(0, 1, now_ms(), &format!("{long}{i}")));
     let stats = writing.close(Duration::from_secs(2));
     assert_eq!((stats.written, stats.acknowledged, stats.lost), (100, 0, 0));
     assert!(stats.trouble.unwrap().contains("507"));
