@@ -192,7 +192,11 @@ impl Supervisor<'_> {
             request.phase = phase;
             request.leaving = self.is_leaving();
             request.last_epoch = self.epoch;
-            (request.ready, request.slow_seconds, request.step) = (false, None, None);
+            (request.ready, request.slow_seconds) = (false, None);
+            // The last step of an epoch is worth knowing until the next one begins.
+            if !matches!(request.phase, PodPhase::Ended { .. } | PodPhase::Done { .. }) {
+                request.step = None;
+            }
         });
     }
 

@@ -205,6 +205,19 @@ pub struct Progress {
     pub checkpoint_step: Option<u64>,
 }
 
+impl LastFailure {
+    /// What happened, with the node where it did.
+    pub fn sentence(&self) -> String {
+        let subject = format!("rank {} ", self.rank);
+        match self.what.strip_prefix(&subject) {
+            Some(rest) if !self.node.is_empty() => {
+                format!("rank {} on {} {rest}", self.rank, self.node)
+            }
+            Some(_) | None => self.what.clone(),
+        }
+    }
+}
+
 /// The last failure, with the rank that is to blame.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -215,7 +228,7 @@ pub struct LastFailure {
     pub node: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// One sentence.
+    /// One sentence, which names whom it is about: a rank, a pod or a node.
     pub what: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,

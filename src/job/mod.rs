@@ -6,6 +6,7 @@ mod lines;
 pub mod memory;
 mod parse;
 pub mod plan;
+pub mod pod_paths;
 pub mod quantity;
 pub mod schedule;
 mod shape;

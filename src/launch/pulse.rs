@@ -47,7 +47,7 @@ pub struct Silence {
 #[derive(Clone, Copy, Debug)]
 struct Beat {
     last: Instant,
-    /// Within the training loop: the last thing it said was a step.
+    /// Within the training loop: a step comes next.
     in_loop: bool,
     /// How far it is.
     progress: Progress,
@@ -104,7 +104,20 @@ impl Pulse {
 
     /// Takes an event as a sign of life.
     pub fn beat(&mut self, rank: u32, event: &Event, now: Instant) {
-        let in_loop = matches!(event, Event::Step(_));
+        let in_loop = match event {
+            Event::Step(_) => true,
+            // Measured or saved: what comes next is a step.
+            Event::Phase { name } => name == "train",
+            Event::Started { .. }
+            | Event::ModelLoaded { .. }
+            | Event::Ready { .. }
+            | Event::Evaluated { .. }
+            | Event::CheckpointSaved { .. }
+            | Event::Exported { .. }
+            | Event::Warning { .. }
+            | Event::Failed { .. }
+            | Event::Finished { .. } => false,
+        };
         if let Some(beat) = self.ranks.get_mut(rank as usize) {
             let progress = beat.progress.after(event);
             *beat = Beat { last: now, in_loop, progress, over: beat.over };
@@ -145,8 +158,8 @@ impl Pulse {
         let late = FLOOR.as_secs_f64().max(self.limits.multiplier * median);
         let startup = self.limits.startup.as_secs_f64();
         let limit = match (beat.in_loop, self.recent.is_empty()) {
-            (true, _) => late,
-            (false, true) => startup,
+            (_, true) => startup,
+            (true, false) => late,
             (false, false) => startup.max(late),
         };
         let seconds = now.saturating_duration_since(beat.last).as_secs_f64();
@@ -197,9 +210,10 @@ mod tests {
     }
 
     #[test]
-    fn loading_has_the_startup_time() {
+    fn loading_and_the_first_step_have_the_startup_time() {
         let start = Instant::now();
         let mut pulse = pulse(start);
+        pulse.beat(0, &Event::Phase { name: "train".to_owned() }, start);
         assert_eq!(pulse.judge(at(start, 99)), Verdict::Fine);
         assert!(matches!(pulse.judge(at(start, 100)), Verdict::Stalled(_)));
     }
@@ -240,9 +254,12 @@ mod tests {
         let start = Instant::now();
         let mut pulse = pulse(start);
         [0, 1].into_iter().for_each(|rank| pulse.beat(rank, &step(0.01), start));
-        pulse.beat(0, &Event::Phase { name: "save".to_owned() }, start);
+        let phase = |name: &str| Event::Phase { name: name.to_owned() };
+        pulse.beat(0, &phase("save"), start);
         pulse.over(1);
         assert_eq!(pulse.judge(at(start, 99)), Verdict::Fine);
+        pulse.beat(0, &phase("train"), at(start, 99));
+        assert!(matches!(pulse.judge(at(start, 129)), Verdict::Stalled(_)));
         pulse.over(0);
         assert_eq!(pulse.judge(at(start, 1000)), Verdict::Fine);
     }

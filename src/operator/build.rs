@@ -21,7 +21,7 @@ use kube::{Resource, api::ObjectMeta};
 use super::observed;
 use crate::{
     api::{job::FineTuneJob, labels},
-    job,
+    job::{self, pod_paths},
     wire::TrainerExit,
 };
 
@@ -83,38 +83,8 @@ pub fn spec(job: &FineTuneJob, attempt: u32) -> ConfigMap {
 /// The job with absolute paths: there is no folder of a job file in a pod.
 pub fn resolved(job: &FineTuneJob) -> job::FineTuneJob {
     let mut file = job.file();
-    let spec = &mut file.spec;
-    let first = spec.cluster.volumes.first().map(|volume| volume.mount_path.clone());
-    let base = spec.cluster.work_dir.clone().or(first).unwrap_or_else(|| "/".to_owned());
-    let paths = [&mut spec.model.path, &mut spec.output].into_iter();
-    let adapter = spec.model.adapter.iter_mut();
-    let train = spec.data.train.iter_mut().map(|set| &mut set.path);
-    let eval = spec.data.eval.iter_mut().map(|set| &mut set.path);
-    for path in paths.chain(adapter).chain(train).chain(eval) {
-        *path = absolute(&base, path);
-    }
+    file.spec = pod_paths::resolved(&file.spec);
     file
-}
-
-/// Relative paths that have nothing to be relative to.
-pub fn homeless_paths(job: &FineTuneJob) -> Vec<String> {
-    let cluster = &job.spec.cluster;
-    if cluster.work_dir.is_some() || !cluster.volumes.is_empty() {
-        return Vec::new();
-    }
-    let spec = &job.spec;
-    let sets = spec.data.train.iter().map(|set| &set.path);
-    let sets = sets.chain(spec.data.eval.iter().map(|set| &set.path));
-    let paths = [&spec.model.path, &spec.output].into_iter().chain(sets);
-    paths.filter(|path| !path.starts_with('/')).cloned().collect()
-}
-
-fn absolute(base: &str, path: &str) -> String {
-    if path.starts_with('/') {
-        return path.to_owned();
-    }
-    let path = path.strip_prefix("./").unwrap_or(path);
-    format!("{}/{path}", base.trim_end_matches('/'))
 }
 
 /// The Job of an attempt.

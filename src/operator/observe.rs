@@ -15,13 +15,13 @@ use kube::{Api, Resource, api::ListParams};
 use serde::de::DeserializeOwned;
 
 use super::{
-    Context, build,
+    Context,
     gang::{GangPhase, Key},
     observed::{AttemptFact, Observed, PodFact},
 };
 use crate::{
     api::{job::FineTuneJob, labels},
-    job,
+    job::{self, pod_paths},
 };
 
 /// Shortest time between two writes of numbers that change with every step.
@@ -119,7 +119,7 @@ fn gather(
 fn problems(job: &FineTuneJob) -> Vec<String> {
     let problems = job::problems(&job.file()).into_iter();
     let told = problems.map(|problem| format!("{}: {}", problem.path, problem.what));
-    let homeless = build::homeless_paths(job).into_iter().map(|path| {
+    let homeless = pod_paths::homeless(&job.spec).into_iter().map(|path| {
         format!("path `{path}` is relative, but the job has no spec.cluster.volumes to look in")
     });
     told.chain(homeless).collect()

@@ -142,7 +142,7 @@ fn given_up(observed: &Observed, failure: Option<LastFailure>) -> End {
             failure: None,
         };
     };
-    let message = format!("rank {} on {} {}", failure.rank, failure.node, failure.what);
+    let message = failure.sentence();
     let used_up =
         0 < counted(observed) && observed.job.spec.failure.max_restarts <= counted(observed);
     let (kind, reason) = match failure.class.as_str() {
@@ -223,7 +223,7 @@ fn failed(observed: &Observed, job: &AttemptFact) -> Option<End> {
     };
     let code = pods().find_map(|pod| Some((pod.index, pod.exit_code.filter(|code| *code != 0)?)));
     let message = match (&failure, code) {
-        (Some(failure), _) => format!("rank {} on {} {}", failure.rank, failure.node, failure.what),
+        (Some(failure), _) => failure.sentence(),
         (None, Some((index, code))) => format!("pod {index} ended with exit code {code}"),
         (None, None) => format!("{reason}: {message}"),
     };

@@ -14,7 +14,7 @@ use super::{
     outcome::{self, End, Kind},
     progress,
 };
-use crate::api::job::{ExcludedNode, JobStatus, Progress, State, Summary};
+use crate::api::job::{ExcludedNode, JobStatus, LastFailure, Progress, State, Summary};
 
 /// Longest `summary.reason`: a column of a terminal.
 const LONGEST_REASON: usize = 160;
@@ -233,9 +233,7 @@ fn of_gang(gang: &GangView, conditions: &mut Conditions) {
             conditions.set(PROGRESSING, false, "Stalled", "no step ends in the usual time");
         }
         GangPhase::Restarting => {
-            let message = failure.map_or(String::new(), |failure| {
-                format!("rank {} on {} {}", failure.rank, failure.node, failure.what)
-            });
+            let message = failure.map_or(String::new(), LastFailure::sentence);
             conditions.set(PROGRESSING, false, "RestartingInPlace", &message);
         }
         GangPhase::Stopping | GangPhase::Stopped => {

@@ -341,8 +341,16 @@ impl Rank<'_> {
         // All ranks hold the same bits at every step; a difference is a bug or a broken machine,
         // and a checkpoint must not hide it.
         self.group.agree("the trained weights", &weights_digest(self.model.parameters())?)?;
-        let Some(store) = &self.store else { return Ok(()) };
         self.phase("save");
+        self.write(stage, score)?;
+        // Who does not write waits here and not in the next step, which has less time.
+        self.group.agree("the end of a save", &[])?;
+        self.phase("train");
+        Ok(())
+    }
+
+    fn write(&mut self, stage: &StagePlan, score: Option<f64>) -> Result<(), Failure> {
+        let Some(store) = &self.store else { return Ok(()) };
         let began = Instant::now();
         let used = (self.done - stage.first_step) * u64::from(self.job.spec.batch.global);
         let state = State {
@@ -372,7 +380,6 @@ impl Rank<'_> {
             seconds: began.elapsed().as_secs_f64(),
             best: saved.best,
         });
-        self.phase("train");
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use super::{
     objects::{Objects, items, name, text},
     table::age,
 };
-use crate::wire::TrainerExit;
+use crate::{api::job::LastFailure, wire::TrainerExit};
 
 /// One line: who says it, and what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub(crate) struct Chain {
 /// Conditions of the start in order: what comes after the first that is false is its consequence.
 const START: [&str; 5] =
     ["Validated", "QuotaReserved", "PodsScheduled", "PreflightPassed", "RendezvousComplete"];
+/// What the operator says of a pod that never asked it anything.
+const NOT_SPOKEN: &str = "has not spoken yet";
 /// Warnings that come and go without any effect.
 const HARMLESS: [&str; 4] = [
     "ErrWorkloadCompose",
@@ -95,7 +97,8 @@ fn head(objects: &Objects, now: Timestamp, chain: &mut Chain) {
         "" => String::new(),
         reason => format!(": {reason}"),
     };
-    chain.head = format!("{} is {state}{reason}{since}", name(job));
+    let verb = if state == "failed" { "" } else { "is " };
+    chain.head = format!("{} {verb}{state}{reason}{since}", name(job));
 }
 
 fn conditions(objects: &Objects, chain: &mut Chain) {
@@ -127,34 +130,28 @@ fn conditions(objects: &Objects, chain: &mut Chain) {
     let first = if state == "Running" { stalled() } else { waiting.or_else(stalled) };
     if let Some((kind, condition)) = first {
         chain.add(source, told(kind, condition));
+        // All pods run by then, or an earlier condition would be the first.
+        if text(condition, "/message").contains(NOT_SPOKEN) {
+            chain.hint(
+                "pods that run and are not heard do not reach the operator: a network policy or DNS; \
+                 `kubectl logs POD` shows what they try",
+            );
+        }
     }
 }
 
 fn last_failure(objects: &Objects, chain: &mut Chain) {
-    let Some(failure) = objects.job.pointer("/status/lastFailure").filter(|f| f.is_object()) else {
+    let failure = objects.job.pointer("/status/lastFailure").cloned();
+    let Some(failure) = failure.and_then(|f| serde_json::from_value::<LastFailure>(f).ok()) else {
         return;
     };
-    let number = |field: &str| failure.pointer(field).and_then(Value::as_i64).unwrap_or(0);
     let source = format!("FineTuneJob/{}", name(&objects.job));
-    let node = match text(failure, "/node") {
-        "" => String::new(),
-        node => format!(" on {node}"),
-    };
-    let (rank, step) = (number("/rank"), number("/step"));
-    chain.add(
-        source.clone(),
-        format!(
-            "the culprit is rank {rank}{node}: it {}, after step {step}",
-            text(failure, "/what")
-        ),
-    );
-    if let Some(last) = text(failure, "/tail").lines().rfind(|line| !line.trim().is_empty()) {
+    let sentence = failure.sentence();
+    chain.add(source.clone(), format!("the culprit: {sentence}, after step {}", failure.step));
+    if let Some(last) = failure.tail.lines().rfind(|line| !line.trim().is_empty()) {
         chain.add(source, format!("its last words: {last}"));
     }
-    let hint = text(failure, "/hint");
-    if !hint.is_empty() {
-        chain.hint(hint);
-    }
+    chain.hints.extend(failure.hint);
 }
 
 /// The newest attempt's Job.

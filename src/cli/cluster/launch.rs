@@ -20,7 +20,7 @@ use crate::{
     cli::{CliError, doctor, launch::Output, plan as job_plan},
     data::lint::Severity,
     doctor::Sizes,
-    job::FineTuneJob,
+    job::{FineTuneJob, JobSpec, Method, pod_paths},
     wire::ExitStatus,
 };
 
@@ -334,6 +334,9 @@ pub(crate) async fn finish(
             };
             let why = seen.reason();
             show.tell(seen.status.attempt, Told::Ended { status: word.to_owned(), why })?;
+            if let (ExitStatus::Success, Some(result)) = (status, result(&seen)) {
+                show.line(&format!("result  {result}, on the volume of the job"))?;
+            }
             if status == ExitStatus::JobFailed {
                 show.line(&format!(
                     "hint: `qvl explain {name}` tells why, `qvl logs --first-error {name}` shows it"
@@ -367,6 +370,16 @@ pub(crate) async fn finish(
             Err(error.hint("`qvl top` shows who uses the GPUs"))
         }
     }
+}
+
+/// Folder of what was trained, as the pods saw it.
+fn result(seen: &Seen) -> Option<String> {
+    let spec: JobSpec = serde_json::from_value(seen.spec.clone()).ok()?;
+    let kind = match &spec.method {
+        Method::Lora(_) => "adapter",
+        Method::Full(_) => "model",
+    };
+    Some(format!("{}/{kind}", pod_paths::resolved(&spec).output))
 }
 
 #[cfg(test)]

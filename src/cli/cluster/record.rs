@@ -121,6 +121,8 @@ fn stage_news(
     let old = before.and_then(|before| before.condition(kind));
     let stage = stage.to_owned();
     match condition.status.as_str() {
+        // There is no queue to tell of.
+        "True" if condition.reason == "NoQueue" => None,
         "True" if old.is_none_or(|old| old.status != "True") => {
             let nodes = &now.status.placement.nodes;
             let message = if kind == "PodsScheduled" && !nodes.is_empty() {
@@ -162,7 +164,11 @@ impl Told {
             }
             // The last line says it too.
             Told::State { state: State::Complete | State::Failed, .. } => Vec::new(),
-            Told::State { state, ranks, reason } => vec![state_line(job, *state, ranks, reason)],
+            // The stages of the start say it better.
+            Told::State {
+                state: State::Scheduling | State::Preflight | State::Rendezvous, ..
+            } => Vec::new(),
+            Told::State { .. } => vec![self.headline(job)],
             Told::Progress { .. } => vec![format!("step {}", self.numbers())],
             Told::Checkpoint { step } => vec![format!("step {step}: checkpoint saved")],
             Told::Failure(failure) => failure_lines(failure),
@@ -174,6 +180,12 @@ impl Told {
                 vec![format!("{job} {status}{why}")]
             }
         }
+    }
+
+    /// The state in a few words, for the head of a bar; empty for anything else.
+    pub(crate) fn headline(&self, job: &str) -> String {
+        let Told::State { state, ranks, reason } = self else { return String::new() };
+        state_line(job, *state, ranks, reason)
     }
 
     /// Step, loss, speed and time left; empty for anything but progress.
@@ -204,9 +216,8 @@ fn state_line(job: &str, state: State, ranks: &str, reason: &str) -> String {
 
 /// The culprit, what to do, and its last words.
 pub(crate) fn failure_lines(failure: &LastFailure) -> Vec<String> {
-    let LastFailure { rank, node, what, hint, tail, step, .. } = failure;
-    let node = if node.is_empty() { String::new() } else { format!(" on {node}") };
-    let mut lines = vec![format!("culprit: rank {rank}{node} {what}, after step {step}")];
+    let LastFailure { hint, tail, step, .. } = failure;
+    let mut lines = vec![format!("culprit: {}, after step {step}", failure.sentence())];
     let last: Vec<&str> = tail.lines().filter(|line| !line.trim().is_empty()).collect();
     lines.extend(last.iter().rev().take(3).rev().map(|line| format!("  | {line}")));
     lines.extend(hint.iter().map(|hint| format!("hint: {hint}")));
@@ -246,7 +257,7 @@ mod tests {
         let scheduled = condition("PodsScheduled", "True", "Scheduled", "");
         let passed = condition("PreflightPassed", "True", "Passed", "");
         let running = json!({"state": "Running", "ranks": "4/4"});
-        let failure = json!({"class": "Infra", "rank": 2, "node": "n2", "what": "was killed (signal 9)",
+        let failure = json!({"class": "Infra", "rank": 2, "node": "n2", "what": "rank 2 was killed (signal 9)",
             "hint": "look at the kernel log", "tail": "a\n\nb\n", "epoch": 1, "step": 7});
         let statuses = [
             Value::Null,
@@ -267,9 +278,7 @@ mod tests {
         ];
         insta::assert_snapshot!(told(&statuses), @r"
         digits: waits: 2 pods wait for nvidia.com/gpu (Unschedulable)
-        digits: scheduling, ranks 0/4
         digits: pods run on n1, n2
-        digits: preflight
         digits: preflight passed on all nodes
         digits: running, ranks 4/4
         step 7/20, loss 1.250, 2.0 it/s, 7s left

@@ -58,7 +58,7 @@ impl Show {
             return self.progress(*step, *total_steps, &told);
         }
         if let (Some(bar), Told::State { .. }) = (&self.bar, &told) {
-            bar.set_prefix(told.text(&self.job).concat());
+            bar.set_prefix(told.headline(&self.job));
             bar.set_message("");
         }
         told.text(&self.job).iter().try_for_each(|line| self.line(line))

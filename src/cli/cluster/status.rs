@@ -75,13 +75,9 @@ pub(crate) fn describe(job: &Seen, now: Timestamp, out: &mut impl Write) -> io::
         "checkpoint",
         progress.checkpoint_step.map_or(String::new(), |step| format!("step {step}")),
     )?;
-    row(
-        "ranks",
-        match status.summary.ranks.as_str() {
-            "" => job.ranks().to_string(),
-            ranks => ranks.to_owned(),
-        },
-    )?;
+    // None runs any more when the job is over, which says nothing.
+    let ranks = Some(&status.summary.ranks).filter(|ranks| !ranks.is_empty() && !job.is_over());
+    row("ranks", ranks.map_or_else(|| job.ranks().to_string(), String::clone))?;
     row("nodes", status.placement.nodes.join(", "))?;
     for excluded in &status.placement.excluded {
         row("not used", format!("{}: {}", excluded.name, excluded.reason))?;
@@ -180,7 +176,7 @@ mod tests {
             "conditions": [{"type": "Failed", "status": "True", "reason": "NonRetryable",
                 "message": "exit code 65", "lastTransitionTime": "2026-05-01T12:03:00Z"}],
             "lastFailure": {"class": "App", "rank": 2, "node": "n2", "exitCode": 65,
-                "what": "ended with code 65 (data)", "hint": "`qvl data lint` shows the sample",
+                "what": "rank 2 ended with code 65 (data)", "hint": "`qvl data lint` shows the sample",
                 "tail": "error: sample 7 has no picture\n", "epoch": 5, "step": 120}});
         let job = seen(json!({"world": {"gpus": 4}}), status);
         insta::assert_snapshot!(text(|out| describe(&job, now(), out)), @r"
@@ -189,7 +185,7 @@ mod tests {
           step        120 of 1200
           loss        1.5000
           checkpoint  step 100
-          ranks       0/4
+          ranks       4
           nodes       n1, n2
           not used    n3: GPU fault
           attempt     2, epoch 5

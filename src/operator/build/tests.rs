@@ -75,7 +75,7 @@ fn the_job_file_of_a_pod_is_a_job_file() {
 #[test]
 fn a_relative_path_needs_a_volume() {
     let mut job = testing::job();
-    assert!(homeless_paths(&job).is_empty());
+    assert!(pod_paths::homeless(&job.spec).is_empty());
     job.spec.cluster.volumes.clear();
-    assert_eq!(homeless_paths(&job), ["base", "out"]);
+    assert_eq!(pod_paths::homeless(&job.spec), ["base", "out"]);
 }

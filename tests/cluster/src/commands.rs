@@ -106,6 +106,10 @@ enum OnCluster {
     StopApiserver,
     /// Start it again.
     StartApiserver,
+    /// End the name server.
+    StopDns,
+    /// Start it again.
+    StartDns,
     /// Change the simulated driver of a node.
     SetScenario {
         node: String,
@@ -180,6 +184,8 @@ fn on(cluster: &Cluster, command: &OnCluster) -> Result<(), Error> {
         OnCluster::Uncordon { node } => say(cluster.uncordon(node)?.trim_end()),
         OnCluster::StopApiserver => cluster.stop_apiserver()?,
         OnCluster::StartApiserver => cluster.start_apiserver()?,
+        OnCluster::StopDns => cluster.stop_dns()?,
+        OnCluster::StartDns => cluster.start_dns()?,
         OnCluster::SetScenario { node, file, restart_plugin } => {
             cluster.set_scenario(node, file)?;
             if *restart_plugin {

@@ -87,15 +87,20 @@ pub(crate) fn finish(places: &Places, topology: &Topology) -> Result<(), Error> 
         .args(["--node-monitor-period=2s", "--node-monitor-grace-period=16s"]);
     let mut scheduler = Command::new(places.program("kube-scheduler"));
     as_user(&mut scheduler, "scheduler");
+    namespace::inside(&places.network("cp"), || {
+        daemon::start(places, "controller-manager", &mut controllers)?;
+        daemon::start(places, "scheduler", &mut scheduler)
+    })?;
+    start_dns(places)
+}
+
+/// Starts the name server.
+pub(crate) fn start_dns(places: &Places) -> Result<(), Error> {
     let corefile = places.run().join("Corefile");
     fs::write(&corefile, dns(places)).at("write", &corefile)?;
     let mut coredns = Command::new(places.program("coredns"));
     coredns.arg("-conf").arg(&corefile);
-    namespace::inside(&places.network("cp"), || {
-        daemon::start(places, "controller-manager", &mut controllers)?;
-        daemon::start(places, "scheduler", &mut scheduler)?;
-        daemon::start(places, "coredns", &mut coredns)
-    })
+    namespace::inside(&places.network("cp"), || daemon::start(places, "coredns", &mut coredns))
 }
 
 /// kubectl as administrator, for the namespace `cp`.

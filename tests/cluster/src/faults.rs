@@ -91,6 +91,16 @@ impl Cluster {
         control_plane::wait(&self.places)
     }
 
+    /// Ends the name server: no service is found by name any more.
+    pub fn stop_dns(&self) -> Result<(), Error> {
+        daemon::stop(&self.places, "coredns")
+    }
+
+    /// Starts it again.
+    pub fn start_dns(&self) -> Result<(), Error> {
+        control_plane::start_dns(&self.places)
+    }
+
     /// Changes the simulated driver of a node: the device plugin and programs in containers see it
     /// with their next call. How many GPUs the node has changes with
     /// [`Cluster::restart_device_plugin`].

@@ -94,7 +94,7 @@ fn an_image_that_cannot_be_pulled_names_it() {
 fn a_lost_node_is_the_end_of_the_chain() {
     let status = json!({"summary": {"state": "Restarting", "reason": "node n2 is lost"},
         "conditions": [condition("Restarting", "True", "NodeLost", "attempt 1 ended")],
-        "lastFailure": {"class": "Infra", "rank": 2, "node": "n2", "what": "was lost with its node",
+        "lastFailure": {"class": "Infra", "rank": 2, "node": "n2", "what": "rank 2 was lost with its node",
             "tail": "step 7\n", "step": 7, "epoch": 1}});
     let lost = json!({"phase": "Running",
         "conditions": [condition("DisruptionTarget", "True", "DeletionByTaintManager", "node is gone")]});
@@ -107,7 +107,7 @@ fn a_lost_node_is_the_end_of_the_chain() {
     insta::assert_snapshot!(explained(objects), @r"
     digits is restarting: node n2 is lost, last change 3m0s ago
       FineTuneJob/digits  Restarting is True (NodeLost): attempt 1 ended
-      FineTuneJob/digits  the culprit is rank 2 on n2: it was lost with its node, after step 7
+      FineTuneJob/digits  the culprit: rank 2 on n2 was lost with its node, after step 7
       FineTuneJob/digits  its last words: step 7
       Pod/digits-a1-1-x   on n2 was taken away (DeletionByTaintManager): node is gone
       Node/n2             is cordoned
@@ -121,7 +121,7 @@ fn a_lost_node_is_the_end_of_the_chain() {
 fn a_failed_job_tells_what_its_exit_codes_mean() {
     let status = json!({"summary": {"state": "Failed"},
         "conditions": [condition("Failed", "True", "NonRetryable", "rank 1 found bad data")],
-        "lastFailure": {"class": "App", "rank": 1, "node": "n1", "what": "ended with code 65 (data)",
+        "lastFailure": {"class": "App", "rank": 1, "node": "n1", "what": "rank 1 ended with code 65 (data)",
             "hint": "`qvl data lint` shows the sample", "tail": "", "step": 0, "epoch": 1}});
     let ended = |code: i64, message: &str| {
         json!({"phase": "Failed", "containerStatuses":
@@ -133,9 +133,9 @@ fn a_failed_job_tells_what_its_exit_codes_mean() {
         pod(0, "n1", ended(65, "{\"what\": \"sample 7 has no picture\"}")),
         pod(1, "n2", ended(137, "killed"))]});
     insta::assert_snapshot!(explained(objects), @r"
-    digits is failed, last change 3m0s ago
+    digits failed, last change 3m0s ago
       FineTuneJob/digits  Failed is True (NonRetryable): rank 1 found bad data
-      FineTuneJob/digits  the culprit is rank 1 on n1: it ended with code 65 (data), after step 0
+      FineTuneJob/digits  the culprit: rank 1 on n1 ended with code 65 (data), after step 0
       Job/digits-a1       failed (PodFailurePolicy): exit code 65
       Pod/digits-a1-0-x   on n1 ended with code 65 (data): sample 7 has no picture
       Pod/digits-a1-1-x   on n2 ended with code 137 (signal 9): killed

@@ -1,0 +1,96 @@
+//! The control plane and qvl itself fail while a job runs.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::{
+    Test,
+    job::Job,
+    lab::{Lab, SYSTEM, until},
+    ranks::LAUNCH,
+};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_job_runs_on_without_the_operator", operator_away),
+    ("a_job_runs_on_without_the_api_server", apiserver_away),
+    ("no_line_is_lost_without_the_collector", collector_away),
+    ("without_dns_a_job_waits_and_says_so", dns_broken),
+    ("an_upgrade_does_not_disturb_a_job", upgrade),
+    ("helm_test_passes_and_uninstall_leaves_jobs_and_logs", test_and_uninstall),
+];
+
+fn operator_away(lab: &Lab) {
+    let mut job = Job::digits("alone").launch(lab, LAUNCH);
+    job.wait_for_step(5);
+    lab.scale("deploy/qvl-operator", 0);
+    let result = lab.volume.join("demo/alone/adapter/adapter_model.safetensors");
+    until("the training ends without the operator", || fs::metadata(&result).ok());
+    lab.scale("deploy/qvl-operator", 2);
+    job.assert_undisturbed();
+    assert_eq!(job.field("/status/restarts/total"), 0);
+}
+
+fn apiserver_away(lab: &Lab) {
+    let mut job = Job::digits("noapi").launch(lab, LAUNCH);
+    job.wait_for_step(5);
+    lab.cluster.stop_apiserver().unwrap();
+    let result = lab.volume.join("demo/noapi/adapter/adapter_model.safetensors");
+    until("the training ends without the API server", || fs::metadata(&result).ok());
+    lab.cluster.start_apiserver().unwrap();
+    let said = job.assert_undisturbed();
+    assert!(said.text.contains("connection to the cluster"), "{said}");
+    assert_eq!(job.field("/status/restarts/total"), 0);
+}
+
+fn collector_away(lab: &Lab) {
+    let mut job = Job::digits("mute").launch(lab, LAUNCH);
+    job.wait_for_step(5);
+    lab.scale("statefulset/qvl-collector", 0);
+    job.wait_for_step(25);
+    lab.scale("statefulset/qvl-collector", 1);
+    job.assert_undisturbed();
+}
+
+fn dns_broken(lab: &Lab) {
+    lab.cluster.stop_dns().unwrap();
+    let mut job = Job::digits("nameless").launch(lab, LAUNCH);
+    let silent = || {
+        let explained = lab.qvl(&["explain", "nameless", "--cluster"]).text;
+        explained.contains("has not spoken yet").then_some(explained)
+    };
+    let explained = until("the job says that its pods are not heard", silent);
+    assert!(explained.contains("network policy or DNS"), "{explained}");
+    lab.cluster.start_dns().unwrap();
+    job.assert_undisturbed();
+    assert_eq!(job.field("/status/restarts/total"), 0);
+}
+
+fn upgrade(lab: &Lab) {
+    let mut job = Job::digits("rolled").launch(lab, LAUNCH);
+    job.wait_for_step(5);
+    // Every program of the release starts anew.
+    let anew = ["operator", "collector", "agent"];
+    let anew = anew.map(|part| format!("{part}.podAnnotations.example\\.com/revision=two"));
+    let sets: Vec<&str> = anew.iter().flat_map(|set| ["--set", set]).collect();
+    lab.helm(&[&["upgrade", "qvl", "charts/qvl", "--reuse-values", "--wait"][..], &sets].concat());
+    job.assert_undisturbed();
+    assert_eq!(job.field("/status/restarts/total"), 0);
+}
+
+fn test_and_uninstall(lab: &Lab) {
+    lab.helm(&["test", "qvl"]);
+    let short = Job::digits("kept").with("stages.0.steps", json!(2));
+    let mut job = short.with("schedule.warmupSteps", json!(1)).launch(lab, LAUNCH);
+    let said = job.end();
+    assert_eq!(said.code, 0, "{said}");
+    let (status, lines) = (job.field("/status"), job.lines());
+    assert!(!lines.is_empty());
+    lab.helm(&["uninstall", "qvl", "--wait"]);
+    assert_eq!(job.field("/status"), status);
+    let claim = lab.field(&["-n", SYSTEM, "pvc", "-l", "app.kubernetes.io/name=qvl"], "/items/0");
+    assert_eq!(claim["status"]["phase"], "Bound", "{claim}");
+    lab.install();
+    assert_eq!(job.field("/status"), status);
+    assert_eq!(job.lines(), lines);
+}

@@ -1,0 +1,187 @@
+//! The cluster of these tests, with qvl installed from its chart as a user would.
+
+use std::{
+    cell::OnceCell,
+    env,
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use qvl_cluster::{
+    Topology, images,
+    testing::{TestCluster, must},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{job::Job, seen::Said};
+
+/// Longest wait for anything that should happen soon.
+pub(crate) const SOON: Duration = Duration::from_secs(120);
+/// What the chart is called, and where it is installed.
+pub(crate) const SYSTEM: &str = "qvl-system";
+
+/// Three nodes: a job uses two of them, so that one can take the place of another.
+const NODES: &str = "nodes: [{name: n1, gpus: 2}, {name: n2, gpus: 2}, {name: n3, gpus: 2}]\n";
+
+pub(crate) struct Lab {
+    pub cluster: TestCluster,
+    /// The folder behind the claim of model, data and results.
+    pub volume: PathBuf,
+    /// Job files and what was printed.
+    pub folder: TempDir,
+    reference: OnceCell<Vec<u8>>,
+}
+
+impl Lab {
+    pub(crate) fn up() -> Lab {
+        let folder = tempfile::tempdir().unwrap();
+        let topology = folder.path().join("nodes.yaml");
+        fs::write(&topology, NODES).unwrap();
+        let cluster = TestCluster::with("e2e", must(Topology::read(&topology)));
+        must(images::product(&cluster, &programs()));
+        let data = folder.path().join("data");
+        make_data(&data);
+        let base = Path::new("examples/digits/base");
+        let files = [(data, "demo/data".into()), (base.to_owned(), base.to_owned())];
+        let volume = must(cluster.claim("digits", &files));
+        let lab = Lab { cluster, volume, folder, reference: OnceCell::new() };
+        lab.install();
+        lab
+    }
+
+    pub(crate) fn install(&self) {
+        let values = ["-f", "charts/qvl/ci/test-cluster-values.yaml"];
+        let words = ["install", "qvl", "charts/qvl", "--create-namespace", "--wait"];
+        self.helm(&[&words[..], &values].concat());
+    }
+
+    /// helm in the namespace of qvl, which must succeed.
+    #[track_caller]
+    pub(crate) fn helm(&self, words: &[&str]) {
+        let mut helm = self.cluster.command("helm");
+        let done =
+            Said::of(&helm.args(words).args(["-n", SYSTEM, "--timeout", "120s"]).output().unwrap());
+        assert_eq!(done.code, 0, "helm {words:?}: {done}");
+    }
+
+    /// `qvl` as a user of this cluster calls it.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        let mut qvl = self.cluster.command(env!("CARGO_BIN_EXE_qvl"));
+        // Runs of this machine are not meant.
+        qvl.args(words).env("XDG_STATE_HOME", self.folder.path().join("state"));
+        qvl.env("COLUMNS", "120").stdin(Stdio::null());
+        qvl
+    }
+
+    pub(crate) fn qvl(&self, words: &[&str]) -> Said {
+        Said::of(&self.command(words).output().unwrap())
+    }
+
+    /// A field of an object; null if either is absent.
+    pub(crate) fn field(&self, words: &[&str], pointer: &str) -> Value {
+        let words = [&["get"], words, &["-o", "json"]].concat();
+        let text = self.cluster.kubectl(&words).unwrap_or_default();
+        let object: Value = serde_json::from_str(&text).unwrap_or_default();
+        object.pointer(pointer).cloned().unwrap_or_default()
+    }
+
+    /// Changes how many pods an object of qvl has, and waits until it is so.
+    pub(crate) fn scale(&self, object: &str, replicas: u32) {
+        self.cluster.run(&format!("-n {SYSTEM} scale {object} --replicas {replicas}"));
+        let ready = || {
+            let ready = self.field(&["-n", SYSTEM, object], "/status/readyReplicas");
+            let all = self.field(&["-n", SYSTEM, object], "/status/replicas");
+            let count = |value: Value| value.as_u64().unwrap_or(0);
+            (count(ready) == u64::from(replicas) && count(all) == u64::from(replicas)).then_some(())
+        };
+        until(&format!("{object} has {replicas} pods"), ready);
+    }
+
+    /// The weights that every run of [`Job::digits`] must end with: those of one rank on this machine.
+    pub(crate) fn reference(&self) -> &[u8] {
+        self.reference.get_or_init(|| {
+            let folder = self.folder.path().join("reference/examples/digits");
+            fs::create_dir_all(&folder).unwrap();
+            let root = folder.join("../..");
+            let link = |from: PathBuf, to: PathBuf| std::os::unix::fs::symlink(from, to).unwrap();
+            link(fs::canonicalize("examples/digits/base").unwrap(), folder.join("base"));
+            fs::create_dir_all(root.join("demo")).unwrap();
+            link(self.folder.path().join("data"), root.join("demo/data"));
+            let job = Job::digits("reference");
+            let file = folder.join("job.yaml");
+            fs::write(&file, job.text()).unwrap();
+            let file = file.to_str().unwrap();
+            let said = self.qvl(&["launch", file, "--local", "--gpus", "1", "--output", "json"]);
+            assert_eq!(said.code, 0, "{said}");
+            fs::read(root.join("demo/reference/adapter/adapter_model.safetensors")).unwrap()
+        })
+    }
+
+    /// Deletes all jobs and waits until their pods are gone.
+    pub(crate) fn clean(&self) {
+        self.cluster.run("delete ftj --all --wait=false");
+        let gone = || {
+            let pods = self.cluster.kubectl(&["get", "pods,jobs,ftj", "-o", "name"]).ok()?;
+            pods.trim().is_empty().then_some(())
+        };
+        until("the last job is gone", gone);
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_millis()).unwrap()
+}
+
+/// Writes down how long something took, for whoever asked with QVL_FIGURES=FILE.
+pub(crate) fn figure(what: &str, milliseconds: u64) {
+    if let Ok(path) = env::var("QVL_FIGURES") {
+        let mut file = File::options().create(true).append(true).open(path).unwrap();
+        writeln!(file, "| {what} | {:.2} s |", milliseconds as f64 / 1e3).unwrap();
+    }
+}
+
+/// Waits until there is an answer.
+#[track_caller]
+pub(crate) fn until<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    within(SOON, what, ask)
+}
+
+/// Waits at most so long until there is an answer.
+#[track_caller]
+pub(crate) fn within<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(begin.elapsed() < limit, "not within {} s: {what}", limit.as_secs());
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The folder of the built programs.
+fn programs() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_qvl")).parent().unwrap().to_owned()
+}
+
+fn make_data(target: &Path) {
+    let cache = env::var("QVL_CACHE").map_or_else(
+        |_unset| PathBuf::from(env::var("HOME").unwrap()).join(".cache/qvl"),
+        PathBuf::from,
+    );
+    let digits = programs().join("examples/digits");
+    assert!(digits.exists(), "missing program: cargo build --release --examples");
+    let packages = cache.join("packages");
+    assert!(packages.join("digits.csv.gz").exists(), "missing pictures: make setup-data");
+    let made =
+        Command::new(digits).arg("--packages").arg(packages).arg("--out").arg(target).output();
+    let made = made.unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
