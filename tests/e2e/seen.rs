@@ -20,15 +20,24 @@ impl Said {
         }
     }
 
-    /// Without what depends on how busy the machine is: progress, and how long something waited.
+    /// From the submission on, without what depends on how busy the machine is: progress, waits and
+    /// states that come and go.
     pub(crate) fn story(&self) -> String {
-        let passing = ["step ", "hint: does the", "local ", "plan "];
-        let waits = [" waits: ", ": scheduling", ": preflight", ": rendezvous", ": restarting"];
-        let told = |line: &&str| {
-            !passing.iter().any(|word| line.starts_with(word))
-                && !waits.iter().any(|word| line.contains(word))
-        };
-        self.text.lines().filter(told).map(|line| format!("{line}\n")).collect()
+        let passing = [
+            " waits: ",
+            ": scheduling",
+            ": preflight",
+            ": rendezvous",
+            ": restarting",
+            ": all ranks met",
+            ": running",
+            ": queued",
+        ];
+        let lines = self.text.lines().skip_while(|line| !line.contains(": submitted"));
+        let told = lines.filter(|line| {
+            !line.starts_with("step ") && !passing.iter().any(|word| line.contains(word))
+        });
+        told.map(|line| format!("{line}\n")).collect()
     }
 }
 

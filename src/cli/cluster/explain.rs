@@ -97,7 +97,8 @@ fn head(objects: &Objects, now: Timestamp, chain: &mut Chain) {
         "" => String::new(),
         reason => format!(": {reason}"),
     };
-    let verb = if state == "failed" { "" } else { "is " };
+    // Why it failed is the first link.
+    let (verb, reason) = if state == "failed" { ("", String::new()) } else { ("is ", reason) };
     chain.head = format!("{} {verb}{state}{reason}{since}", name(job));
 }
 

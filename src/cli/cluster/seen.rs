@@ -109,11 +109,10 @@ impl Seen {
 
     /// Why it is in this state, from the operator or from its conditions.
     pub(crate) fn reason(&self) -> String {
-        if !self.status.summary.reason.is_empty() {
-            return self.status.summary.reason.clone();
-        }
+        // The summary is cut to the width of a column.
         let failed = self.condition("Failed").filter(|condition| condition.status == "True");
-        failed.map_or(String::new(), |failed| failed.message.clone())
+        let failed = failed.map(|failed| format!("{} ({})", failed.message, failed.reason));
+        failed.unwrap_or_else(|| self.status.summary.reason.clone())
     }
 }
 

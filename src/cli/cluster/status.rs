@@ -181,7 +181,7 @@ mod tests {
         let job = seen(json!({"world": {"gpus": 4}}), status);
         insta::assert_snapshot!(text(|out| describe(&job, now(), out)), @r"
         digits: failed (namespace team)
-          why         rank 2 found bad data
+          why         exit code 65 (NonRetryable)
           step        120 of 1200
           loss        1.5000
           checkpoint  step 100

@@ -1,9 +1,11 @@
 //! Why a checkpoint could not be written or read.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
 use crate::wire::TrainerExit;
+
+const NO_SPACE: &str = "free space or lower `checkpoint.keep`; earlier checkpoints are intact";
 
 /// Why a checkpoint could not be written or read. Whatever happens, the checkpoints that were
 /// complete before stay as they are.
@@ -70,8 +72,9 @@ impl CheckpointError {
             CheckpointError::Locked { .. } => {
                 "another process of this job is frozen while saving; end it"
             }
-            CheckpointError::NoSpace { .. } => {
-                "free space or lower `checkpoint.keep`; earlier checkpoints are intact"
+            CheckpointError::NoSpace { .. } => NO_SPACE,
+            CheckpointError::Write { source, .. } if source.kind() == ErrorKind::StorageFull => {
+                NO_SPACE
             }
             CheckpointError::Write { .. } => {
                 "check that the output folder exists and may be written; earlier checkpoints are intact"
