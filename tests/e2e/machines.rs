@@ -22,10 +22,12 @@ pub(crate) const TESTS: &[Test] = &[
 fn pod_deleted(lab: &Lab) {
     let mut job = Job::digits("deleted").launch(lab, LAUNCH);
     job.wait_for_step(12);
-    let (pod, _node, _uid) = job.pod(1);
+    let (pod, node, _uid) = job.pod(1);
     lab.cluster.run(&format!("delete pod {pod} --grace-period=0 --force --wait=false"));
     let said = job.assert_undisturbed();
     assert_golden!("deleted", said.story());
+    assert!(said.text.contains(&format!("pod 1 on {node} is lost: somebody deleted it")), "{said}");
+    assert!(job.field("/status/lastFailure").is_null(), "no rank has failed");
     assert_eq!(job.field("/status/attempt"), 2);
     assert_eq!(job.field("/status/placement/excluded"), json!([]));
 }
@@ -38,6 +40,7 @@ fn drained(lab: &Lab) {
     let said = job.assert_undisturbed();
     lab.cluster.uncordon(&node).unwrap();
     assert_golden!("drained", said.story());
+    assert!(said.text.contains(&format!("pod 1 on {node} is lost: it was evicted")), "{said}");
     // The ranks saved on request, between two regular checkpoints: nothing was made twice.
     let steps = job.steps();
     assert!(steps.windows(2).all(|pair| pair[1].number == pair[0].number + 1), "{steps:?}");

@@ -101,29 +101,25 @@ impl Gang {
         GangPhase::Running
     }
 
-    /// The failure of a gang that has lost a pod.
+    /// The failure of a gang that has lost a pod. A pod that was asked to leave has not failed: why
+    /// it was asked, the cluster knows.
     fn lost(&self, now: Instant, silent_pods: &[u32]) -> Option<LastFailure> {
-        let index = *silent_pods.first()?;
+        let leaves = |index: &u32| self.pods.get(index).is_some_and(|pod| pod.request.leaving);
+        let index = *silent_pods.iter().find(|index| !leaves(index))?;
         let rank = index * self.spec.ranks_per_pod;
         let pod = self.pods.get(&index);
         let node = pod.map_or("", |pod| &pod.request.node).to_owned();
-        let leaves = pod.is_some_and(|pod| pod.request.leaving);
         let since = pod.map(|pod| pod.heard).or(self.first_heard)?;
         let seconds = now.saturating_duration_since(since).as_secs();
-        let (class, what, hint) = if leaves {
-            ("preempted", format!("pod {index} on node `{node}` was asked to leave"), None)
-        } else {
-            let what = format!("pod {index} on node `{node}` has said nothing for {seconds} s");
-            let hint = "its node or its network may be down: `kubectl get nodes`";
-            ("lost", what, Some(hint.to_owned()))
-        };
+        let what = format!("pod {index} on node `{node}` has said nothing for {seconds} s");
+        let hint = "its node or its network may be down: `kubectl get nodes`";
         Some(LastFailure {
-            class: class.to_owned(),
+            class: "lost".to_owned(),
             rank,
             node,
             exit_code: None,
             what,
-            hint,
+            hint: Some(hint.to_owned()),
             tail: String::new(),
             epoch: self.epoch,
             step: self.progress.step,
