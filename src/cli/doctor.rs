@@ -60,8 +60,18 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     expect_nodes: Vec<String>,
     /// The trainer that will run, instead of the `qvl-train` beside this program.
-    #[arg(long, value_name = "FILE", env = "QVL_TRAIN_BIN")]
+    #[arg(long, visible_alias = "binary", value_name = "FILE", env = "QVL_TRAIN_BIN")]
     trainer: Option<PathBuf>,
+    /// Connect to these, to see that ranks will reach each other. An answer that nothing listens
+    /// is fine: the way is free.
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    reach: Vec<String>,
+    /// With `--stack official`: the Python environment, or its folder `site-packages`.
+    #[arg(long, value_name = "DIR")]
+    python: Option<PathBuf>,
+    /// With `--stack official`: the shell script that starts the ranks.
+    #[arg(long, value_name = "FILE")]
+    script: Option<PathBuf>,
     /// Judge the nodes of the cluster by the reports of their agents.
     #[arg(long, conflicts_with_all = ["facts", "save_facts", "sysroot"])]
     cluster: bool,
@@ -294,7 +304,11 @@ fn snapshot(args: &DoctorArgs, folders: Vec<(Place, PathBuf)>) -> Result<Snapsho
     let beside = program.with_file_name("qvl-train");
     let trainer = args.trainer.clone().or_else(|| beside.exists().then_some(beside));
     let hashes = args.save_facts.is_some();
-    let options = probe::Options { root, program: Some(program), trainer, folders, hashes };
+    let official = (args.stack == StackArg::Official)
+        .then(|| probe::Official { python: args.python.clone(), script: args.script.clone() });
+    let reach = args.reach.clone();
+    let options =
+        probe::Options { root, program: Some(program), trainer, folders, hashes, reach, official };
     let facts = probe::node(&options);
     let node = probe::name(&facts);
     if let Some(path) = &args.save_facts {

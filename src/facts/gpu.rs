@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{DeviceNode, Fact};
+use super::{DeviceNode, Fabric, Fact, NvLink, NvLinkErrors, PciState, Peer};
 
 /// Kernel side of the driver, read from files only.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,6 +23,15 @@ pub struct DriverFacts {
     /// Full path of the `libcuda.so.1` that the loader takes, links resolved; `None` if there is
     /// none.
     pub libcuda_path: Fact<Option<String>>,
+    /// The GPUs' state on the bus.
+    #[serde(default = "Fact::not_recorded")]
+    pub pci_states: Fact<Vec<PciState>>,
+    /// NVSwitches on the PCI bus.
+    #[serde(default = "Fact::not_recorded")]
+    pub nvswitches: Fact<u32>,
+    /// Channels for memory of other nodes, in `/dev/nvidia-caps-imex-channels`.
+    #[serde(default = "Fact::not_recorded")]
+    pub imex_channels: Fact<u32>,
 }
 
 /// The loaded `nvidia` kernel module.
@@ -207,6 +216,23 @@ pub struct GpuFacts {
     /// How this GPU reaches the others of the machine.
     #[serde(default = "Fact::not_recorded")]
     pub peers: Fact<Vec<Peer>>,
+    /// Errors that the `NVLinks` counted, over all links; `None` for GPUs without `NVLink`.
+    #[serde(default = "Fact::not_recorded")]
+    pub nvlink_errors: Fact<Option<NvLinkErrors>>,
+    /// Whether errors of the GPU's caches passed NVIDIA's limit for a replacement; `None` if the
+    /// driver or the GPU does not tell.
+    #[serde(default = "Fact::not_recorded")]
+    pub sram_threshold_exceeded: Fact<Option<bool>>,
+    /// 0 none, 1 passed through to a virtual machine, 2 virtual GPU, 3 host of virtual GPUs;
+    /// `None` if the driver does not tell.
+    #[serde(default = "Fact::not_recorded")]
+    pub virtualization: Fact<Option<u32>>,
+    /// Whether a screen is driven by it.
+    #[serde(default = "Fact::not_recorded")]
+    pub display_active: Fact<Option<bool>>,
+    /// Memory window of the PCIe bus, in bytes.
+    #[serde(default = "Fact::not_recorded")]
+    pub bar1_bytes: Fact<Option<u64>>,
 }
 
 impl GpuFacts {
@@ -249,6 +275,11 @@ impl GpuFacts {
             gsp_firmware: Fact::unread(why, "nvmlDeviceGetGspFirmwareVersion"),
             numa_node: Fact::unread(why, "nvmlDeviceGetNumaNodeId"),
             peers: Fact::unread(why, "nvmlDeviceGetP2PStatus"),
+            nvlink_errors: Fact::unread(why, "nvmlDeviceGetNvLinkErrorCounter"),
+            sram_threshold_exceeded: Fact::unread(why, "nvmlDeviceGetSramEccErrorStatus"),
+            virtualization: Fact::unread(why, "nvmlDeviceGetVirtualizationMode"),
+            display_active: Fact::unread(why, "nvmlDeviceGetDisplayActive"),
+            bar1_bytes: Fact::unread(why, "nvmlDeviceGetBAR1MemoryInfo"),
         }
     }
 }
@@ -333,39 +364,4 @@ pub struct RetiredPages {
     pub double_bit: u32,
     /// A retirement waits for a reset.
     pub pending: bool,
-}
-
-/// One `NVLink`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NvLink {
-    /// Number of the link.
-    pub link: u32,
-    /// Whether it is up.
-    pub active: bool,
-}
-
-/// Another GPU of the machine, as seen from one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Peer {
-    /// NVML index of the other.
-    pub index: u32,
-    /// `nvmlGpuP2PStatus_t` of reading its memory: 0 works, 1 the chipset cannot, 2 the GPU
-    /// cannot, 3 the topology forbids it, 4 switched off in the driver, 5 not supported,
-    /// 6 unknown.
-    pub p2p_read: u32,
-    /// `nvmlGpuTopologyLevel_t` of the nearest common ancestor: 0 one board, 10 one PCIe switch,
-    /// 20 several, 30 one host bridge, 40 one NUMA node, 50 across NUMA nodes.
-    pub path: u32,
-}
-
-/// Registration at the `NVSwitch` fabric.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fabric {
-    /// 1 not started, 2 in progress, 3 completed.
-    pub state: u32,
-    /// `nvmlReturn_t` of the registration; counts only when completed.
-    pub status: u32,
-    /// Two bits per condition, 1 = true: bandwidth degraded @0, route recovery @2, route
-    /// unhealthy @4, access timeout recovery @6, incorrect configuration @8 (a number).
-    pub health_mask: u32,
 }

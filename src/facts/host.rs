@@ -60,6 +60,15 @@ pub struct LimitFacts {
     pub processes: Fact<Option<u64>>,
     /// Whether the process has `CAP_IPC_LOCK` and so ignores `memlock_bytes`.
     pub cap_ipc_lock: Fact<bool>,
+    /// Largest file that may be written, in bytes.
+    #[serde(default = "Fact::not_recorded")]
+    pub file_size_bytes: Fact<Option<u64>>,
+    /// Address space of a process, in bytes.
+    #[serde(default = "Fact::not_recorded")]
+    pub address_space_bytes: Fact<Option<u64>>,
+    /// Largest core dump, in bytes.
+    #[serde(default = "Fact::not_recorded")]
+    pub core_bytes: Fact<Option<u64>>,
 }
 
 /// Shared memory.
@@ -67,6 +76,20 @@ pub struct LimitFacts {
 pub struct ShmFacts {
     /// The file system at `/dev/shm`.
     pub mount: Fact<Mount>,
+    /// Files that NCCL or PyTorch left there.
+    #[serde(default = "Fact::not_recorded")]
+    pub files: Fact<Vec<ShmFile>>,
+}
+
+/// A file in shared memory.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ShmFile {
+    /// Name.
+    pub name: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// Seconds since it was written.
+    pub age_s: u64,
 }
 
 /// Size of a file system.
@@ -95,6 +118,30 @@ pub struct Storage {
     pub readable: bool,
     /// Whether this user may write there.
     pub writable: bool,
+    /// Kind of the file system: `ext4`, `nfs`, `tmpfs`, ...; `None` if it is not known.
+    #[serde(default)]
+    pub kind: Option<String>,
+    /// Bytes of the file, or of the files in the folder; `None` for folders that are written.
+    #[serde(default)]
+    pub bytes: Option<u64>,
+    /// Hash over names and sizes, and over the content of small files; `None` for folders that
+    /// are written.
+    #[serde(default)]
+    pub fingerprint: Option<String>,
+    /// Weight files of a model; `None` for other places.
+    #[serde(default)]
+    pub weights: Option<Weights>,
+}
+
+/// Weight files in a folder.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Weights {
+    /// Files that are there, and their bytes.
+    pub files: BTreeMap<String, u64>,
+    /// Files that the index names and that are not there.
+    pub missing: Vec<String>,
+    /// Files that are a pointer of Git LFS and no weights.
+    pub pointers: Vec<String>,
 }
 
 /// What a folder is for.

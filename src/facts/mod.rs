@@ -9,7 +9,11 @@ mod fact;
 mod gpu;
 mod host;
 mod kernel_log;
+mod links;
 mod network;
+mod official;
+mod pci;
+mod system;
 mod trainer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,16 +23,26 @@ use serde::{Deserialize, Serialize};
 pub use cuda::{CudaFacts, CudaState};
 pub use fact::{Fact, Unread};
 pub use gpu::{
-    ComputeMode, DriverFacts, EccMode, Fabric, GpuFacts, GpuHandle, GpuProcess, KernelModule,
-    MigMode, NvLink, NvmlFacts, NvmlState, PciGpu, PcieLink, Peer, RemappedRows, RetiredPages,
+    ComputeMode, DriverFacts, EccMode, GpuFacts, GpuHandle, GpuProcess, KernelModule, MigMode,
+    NvmlFacts, NvmlState, PciGpu, PcieLink, RemappedRows, RetiredPages,
 };
 pub use host::{
     CgroupFacts, ContainerFacts, DeviceNode, EnvFacts, IdentityFacts, KernelFacts, LimitFacts,
-    MemoryFacts, Mount, Place, ShmFacts, Storage,
+    MemoryFacts, Mount, Place, ShmFacts, ShmFile, Storage, Weights,
 };
 pub use kernel_log::{FaultKind, KernelFault, KernelLog, XidEvent};
-pub use network::{Interface, NetworkFacts, PortState, RdmaPort};
-pub use trainer::{Library, Needed, PtxModule, Sass, TrainerFacts};
+pub use links::{Fabric, NvLink, NvLinkErrors, Peer};
+pub use network::{
+    Gid, Interface, InterfaceCounters, MasterAddress, NetworkFacts, PortState, RdmaPort, Reach,
+    Reached,
+};
+pub use official::{CodeMark, DeepSpeedConfig, LaunchScript, Launcher, OfficialFacts};
+pub use pci::{Acs, AerCounts, Bridge, PciState};
+pub use system::{
+    CgroupEvents, ClockState, Cpu, Governor, MemoryDetail, MemoryErrors, Pressure, ProcessTable,
+    SystemFacts,
+};
+pub use trainer::{Library, Needed, PtxModule, Sass, TrainerFacts, TrainerFile};
 
 /// Name of a machine: the node name in a cluster, else the host name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -104,4 +118,10 @@ pub struct NodeFacts {
     pub container: ContainerFacts,
     /// What tells this machine from others.
     pub identity: IdentityFacts,
+    /// Processors, settings and counters of the kernel.
+    #[serde(default)]
+    pub system: SystemFacts,
+    /// The official stack, when the doctor was asked about it.
+    #[serde(default)]
+    pub official: OfficialFacts,
 }

@@ -21,6 +21,30 @@ pub struct TrainerFacts {
     pub nccl: Fact<Vec<Library>>,
     /// Folders in which the loader looks, in its order.
     pub library_path: Fact<Vec<String>>,
+    /// PTX beside the machine code: compiled only on a GPU that no machine code is for.
+    #[serde(default = "Fact::not_recorded")]
+    pub fat_ptx: Fact<Vec<PtxModule>>,
+    /// What the file itself says.
+    #[serde(default = "Fact::not_recorded")]
+    pub file: Fact<TrainerFile>,
+    /// NCCL's network plugins (`libnccl-net*.so`) in the loader's path.
+    #[serde(default = "Fact::not_recorded")]
+    pub net_plugins: Fact<Vec<String>>,
+}
+
+/// The head of an ELF file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainerFile {
+    /// Machine that it is for, `x86_64`.
+    pub machine: String,
+    /// Whether this user may run it.
+    pub executable: bool,
+    /// The loader that it names; `None` for a static program.
+    pub interpreter: Option<String>,
+    /// Whether that loader is there.
+    pub interpreter_exists: bool,
+    /// Newest version of the C library that it asks for, `2.34`; `None` if it asks for none.
+    pub glibc: Option<String>,
 }
 
 /// A library that the loader must find.

@@ -106,6 +106,23 @@ impl<'a> Calls<'a> {
             Err(error) => unread(error, name),
         }
     }
+
+    /// A call that some drivers do not have either; "no such function" is `None`, too.
+    pub(super) fn if_known<T>(
+        &mut self,
+        name: &str,
+        call: impl FnOnce() -> Result<T, NvmlError>,
+    ) -> Fact<Option<T>> {
+        match self.make(name, call) {
+            Ok(value) => Fact::known(Some(value), name),
+            Err(
+                NvmlError::NotSupported
+                | NvmlError::FunctionNotFound
+                | NvmlError::FailedToLoadSymbol(_),
+            ) => Fact::known(None, name),
+            Err(error) => unread(error, name),
+        }
+    }
 }
 
 /// A fact that an error of NVML leaves unread.

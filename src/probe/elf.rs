@@ -7,16 +7,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::unistd::{AccessFlags, access};
 use object::{
-    Endianness, Object, ObjectSection,
+    Architecture, Endianness, Object, ObjectSection,
     read::{ReadCache, elf::ElfFile64},
 };
 use sha2::{Digest, Sha256};
 
 use super::{Options, fatbin, libraries::Search};
-use crate::facts::{Fact, Library, Needed, PtxModule, Sass, TrainerFacts};
+use crate::facts::{Fact, Library, Needed, PtxModule, TrainerFacts, TrainerFile};
 
 const FROM: &str = "ELF file of the trainer";
+const FATBIN: &str = "section .nv_fatbin of the trainer";
 /// Types of entries in `.dynamic` (elf.h).
 const DT_NEEDED: u64 = 1;
 const DT_RPATH: u64 = 15;
@@ -27,7 +29,10 @@ struct Contents {
     needed: Vec<String>,
     rpath: Vec<String>,
     ptx: Vec<PtxModule>,
-    sass: Result<Vec<Sass>, String>,
+    fat: Result<fatbin::Contents, String>,
+    machine: String,
+    interpreter: Option<String>,
+    glibc: Option<String>,
 }
 
 pub(super) fn trainer(options: &Options, search: &Search) -> TrainerFacts {
@@ -54,7 +59,22 @@ pub(super) fn trainer(options: &Options, search: &Search) -> TrainerFacts {
         },
         needed: Fact::known(needed.collect(), "DT_NEEDED of the trainer"),
         ptx: Fact::known(contents.ptx, "PTX in the trainer"),
-        sass: Fact::from_result(contents.sass, "section .nv_fatbin of the trainer"),
+        sass: Fact::from_result(contents.fat.clone().map(|fat| fat.sass), FATBIN),
+        fat_ptx: Fact::from_result(contents.fat.map(|fat| fat.ptx), FATBIN),
+        file: Fact::known(
+            TrainerFile {
+                machine: contents.machine,
+                executable: access(path, AccessFlags::X_OK).is_ok(),
+                interpreter_exists: contents
+                    .interpreter
+                    .as_ref()
+                    .is_none_or(|interpreter| options.at(interpreter).exists()),
+                interpreter: contents.interpreter,
+                glibc: contents.glibc,
+            },
+            FROM,
+        ),
+        net_plugins: net_plugins(&search),
         nccl: nccl(options, &search),
         library_path: Fact::known(search.folders(), "LD_LIBRARY_PATH, RPATH, /etc/ld.so.conf"),
     }
@@ -67,6 +87,9 @@ fn unread(why: &str, search: &Search) -> TrainerFacts {
         needed: Fact::unread(why, FROM),
         ptx: Fact::unread(why, FROM),
         sass: Fact::unread(why, FROM),
+        fat_ptx: Fact::unread(why, FROM),
+        file: Fact::unread(why, FROM),
+        net_plugins: net_plugins(search),
         nccl: Fact::unread(why, FROM),
         library_path: Fact::known(search.folders(), "LD_LIBRARY_PATH, /etc/ld.so.conf"),
     }
@@ -95,8 +118,77 @@ fn read(path: &Path) -> Result<Contents, String> {
         needed: entries(&[DT_NEEDED]),
         rpath: rpath.iter().flat_map(|list| list.split(':')).map(str::to_owned).collect(),
         ptx: ptx(section(".rodata")?),
-        sass: fatbin::sass(section(".nv_fatbin")?),
+        fat: fat(section(".nv_fatbin")?, section("__nv_relfatbin")?, section(".nvFatBinSegment")?),
+        machine: match elf.architecture() {
+            Architecture::X86_64 => "x86_64".to_owned(),
+            Architecture::Aarch64 => "aarch64".to_owned(),
+            other => format!("{other:?}"),
+        },
+        interpreter: c_string(section(".interp")?),
+        glibc: newest_glibc(strings),
     })
+}
+
+/// GPU code of both sections. A list of fat binaries without any is a file that was cut.
+fn fat(own: &[u8], relocatable: &[u8], list: &[u8]) -> Result<fatbin::Contents, String> {
+    let is_listed = list.iter().any(|byte| *byte != 0);
+    if own.is_empty() && relocatable.is_empty() && is_listed {
+        return Err("the file lists fat binaries, but has no section for them".to_owned());
+    }
+    let mut contents = fatbin::parse(own)?;
+    let more = fatbin::parse(relocatable)?;
+    contents.ptx.extend(more.ptx);
+    contents.sass.extend(more.sass);
+    Ok(contents)
+}
+
+fn c_string(bytes: &[u8]) -> Option<String> {
+    let text = bytes.split(|byte| *byte == 0).next()?;
+    (!text.is_empty()).then(|| String::from_utf8_lossy(text).into_owned())
+}
+
+/// The newest `GLIBC_2.34` among the strings: versions of symbols that are needed or offered.
+fn newest_glibc(strings: &[u8]) -> Option<String> {
+    strings
+        .split(|byte| *byte == 0)
+        .filter_map(|text| std::str::from_utf8(text).ok()?.strip_prefix("GLIBC_"))
+        .filter_map(|version| {
+            let (major, minor) = version.split_once('.')?;
+            // Old releases have a third number, which does not matter here.
+            let minor = minor.split('.').next()?;
+            Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
+        })
+        .max()
+        .map(|(major, minor)| format!("{major}.{minor}"))
+}
+
+/// Newest version of symbols that this machine's C library has; `None` without glibc.
+pub(super) fn host_glibc(search: &Search) -> Fact<Option<String>> {
+    const FROM: &str = "symbol versions of libc.so.6";
+    let Some(path) = search.find("libc.so.6") else { return Fact::known(None, FROM) };
+    let strings = || -> Result<Option<String>, String> {
+        let file = File::open(&path).map_err(|error| error.to_string())?;
+        let cache = ReadCache::new(file);
+        let elf =
+            ElfFile64::<Endianness, _>::parse(&cache).map_err(|error| error.to_string())?;
+        let Some(section) = elf.section_by_name(".dynstr") else { return Ok(None) };
+        Ok(newest_glibc(section.data().map_err(|error| error.to_string())?))
+    };
+    Fact::from_result(strings(), FROM)
+}
+
+/// NCCL's network plugins in the loader's folders.
+fn net_plugins(search: &Search) -> Fact<Vec<String>> {
+    let mut found: Vec<String> = search
+        .each_folder()
+        .filter_map(|folder| std::fs::read_dir(folder).ok())
+        .flat_map(|entries| entries.flatten())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("libnccl-net") && name.contains(".so"))
+        .collect();
+    found.sort();
+    found.dedup();
+    Fact::known(found, "library path")
 }
 
 /// The string of an entry, if it has one of the wanted types.
@@ -193,6 +285,32 @@ mod tests {
             "{:?}",
             contents.needed
         );
+    }
+
+    #[test]
+    fn this_program_is_for_this_machine_and_its_library() {
+        let contents = read(&std::env::current_exe().unwrap()).unwrap();
+        assert_eq!(contents.machine, std::env::consts::ARCH);
+        assert!(contents.interpreter.unwrap().contains("ld-linux"));
+        let options = Options::default();
+        let host = host_glibc(&Search::new(&options, None));
+        let number = |text: &str| text.split_once('.').unwrap().1.parse::<u32>().unwrap();
+        let host = host.get().unwrap().clone().unwrap();
+        assert!(number(&contents.glibc.unwrap()) <= number(&host));
+    }
+
+    #[test]
+    fn versions_of_the_c_library_compare_as_numbers() {
+        let strings = b"\0GLIBC_2.4\0GLIBC_2.34\0GLIBC_2.2.5\0GLIBC_PRIVATE\0";
+        assert_eq!(newest_glibc(strings).as_deref(), Some("2.34"));
+        assert_eq!(newest_glibc(b"\0other\0"), None);
+    }
+
+    #[test]
+    fn a_list_of_fat_binaries_without_any_is_not_empty() {
+        assert!(fat(b"", b"", &[1]).is_err());
+        let section = fatbin::tests::fatbin(&[fatbin::tests::entry(2, 80, (1, 7))]);
+        assert_eq!(fat(&section, &section, &[1]).unwrap().sass.len(), 2);
     }
 
     #[test]

@@ -14,19 +14,16 @@ use nvml_wrapper::{
 
 use super::{
     calls::{Calls, unread},
-    native,
+    native, nvlink,
 };
 use crate::facts::{
-    ComputeMode, EccMode, Fact, GpuFacts, GpuHandle, GpuProcess, MigMode, NvLink, PcieLink,
-    RetiredPages,
+    ComputeMode, EccMode, Fact, GpuFacts, GpuHandle, GpuProcess, MigMode, PcieLink, RetiredPages,
 };
 
 /// `NVML_FI_DEV_GET_GPU_RECOVERY_ACTION`.
 const RECOVERY_ACTION: u32 = 230;
 /// First driver that knows it.
 const RECOVERY_ACTION_SINCE: u32 = 565;
-/// `NVML_NVLINK_MAX_LINKS`.
-const MAX_LINKS: u32 = 18;
 
 /// Everything about one GPU, but for its peers and the samples of its clocks. `major` is the
 /// driver's branch.
@@ -42,7 +39,24 @@ pub(super) fn read(
     let facts = memory_health(facts, device, calls);
     let facts = use_and_modes(facts, device, calls);
     let facts = power_and_links(facts, device, calls);
+    let facts = odds(facts, device, calls);
     GpuFacts { recovery_action: recovery_action(device, major, calls), ..facts }
+}
+
+/// What few GPUs have, or few drivers tell.
+fn odds(facts: GpuFacts, device: &Device<'_>, calls: &mut Calls<'_>) -> GpuFacts {
+    GpuFacts {
+        nvlink_errors: nvlink::errors(facts.nvlinks.value(), device, calls),
+        sram_threshold_exceeded: calls
+            .optional("nvmlDeviceGetSramEccErrorStatus", || native::sram_threshold_exceeded(device))
+            .map(Option::flatten),
+        virtualization: calls
+            .if_known("nvmlDeviceGetVirtualizationMode", || Ok(device.virtualization_mode()?.as_c())),
+        display_active: calls.if_known("nvmlDeviceGetDisplayActive", || device.is_display_active()),
+        bar1_bytes: calls
+            .if_known("nvmlDeviceGetBAR1MemoryInfo", || Ok(device.bar1_memory_info()?.total)),
+        ..facts
+    }
 }
 
 fn identity(facts: GpuFacts, device: &Device<'_>, calls: &mut Calls<'_>) -> GpuFacts {
@@ -149,7 +163,7 @@ fn power_and_links(facts: GpuFacts, device: &Device<'_>, calls: &mut Calls<'_>) 
         }),
         pcie_replays: calls
             .optional("nvmlDeviceGetPcieReplayCounter", || device.pcie_replay_counter()),
-        nvlinks: links(device, calls),
+        nvlinks: nvlink::links(device, calls),
         fabric: calls
             .optional("nvmlDeviceGetGpuFabricInfoV", || native::fabric(device))
             .map(Option::flatten),
@@ -192,20 +206,6 @@ fn retired_pages(device: &Device<'_>) -> Result<RetiredPages, NvmlError> {
         double_bit: count(RetirementCause::DoubleBitEccError)?,
         pending: device.are_pages_pending_retired()?,
     })
-}
-
-/// Links until the first that the GPU does not have.
-fn links(device: &Device<'_>, calls: &mut Calls<'_>) -> Fact<Vec<NvLink>> {
-    let name = "nvmlDeviceGetNvLinkState";
-    let mut links = Vec::new();
-    for link in 0..MAX_LINKS {
-        match calls.make(name, || device.link_wrapper_for(link).is_active()) {
-            Ok(active) => links.push(NvLink { link, active }),
-            Err(NvmlError::NotSupported | NvmlError::InvalidArg) => break,
-            Err(error) => return unread(error, name),
-        }
-    }
-    Fact::known(links, name)
 }
 
 fn recovery_action(

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{Options, kmsg, text};
-use crate::facts::{CgroupFacts, Fact, KernelFacts, LimitFacts, MemoryFacts};
+use crate::facts::{CgroupFacts, Fact, KernelFacts, LimitFacts, MemoryFacts, ProcessTable};
 
 /// The first line of a file.
 pub(super) fn line(options: &Options, path: &str) -> Fact<String> {
@@ -27,31 +27,20 @@ pub(super) fn variables(options: &Options) -> Fact<BTreeMap<String, String>> {
     parsed(options, "/proc/self/environ", "variables", |text| Some(text::variables(text)))
 }
 
-pub(super) fn kernel(options: &Options) -> KernelFacts {
+pub(super) fn kernel(options: &Options, processes: &Fact<ProcessTable>) -> KernelFacts {
     KernelFacts {
         release: line(options, "/proc/sys/kernel/osrelease"),
         os: parsed(options, "/etc/os-release", "PRETTY_NAME", text::pretty_name),
         log: kmsg::log(options),
-        time_daemons: time_daemons(options),
+        time_daemons: time_daemons(processes),
     }
 }
 
-fn time_daemons(options: &Options) -> Fact<Vec<String>> {
+fn time_daemons(processes: &Fact<ProcessTable>) -> Fact<Vec<String>> {
     const DAEMONS: [&str; 4] = ["chronyd", "systemd-timesyn", "ntpd", "ptp4l"];
-    let found = std::fs::read_dir(options.at("/proc")).map(|entries| {
-        let names = entries.flatten().filter(|entry| {
-            entry.file_name().to_string_lossy().starts_with(|c: char| c.is_ascii_digit())
-        });
-        let mut found: Vec<String> = names
-            .filter_map(|entry| std::fs::read_to_string(entry.path().join("comm")).ok())
-            .map(|name| name.trim().to_owned())
-            .filter(|name| DAEMONS.contains(&name.as_str()))
-            .collect();
-        found.sort();
-        found.dedup();
-        found
-    });
-    Fact::from_result(found, "/proc/*/comm")
+    processes.clone().map(|table| {
+        table.daemons.into_iter().filter(|name| DAEMONS.contains(&name.as_str())).collect()
+    })
 }
 
 pub(super) fn memory(options: &Options) -> MemoryFacts {
@@ -151,6 +140,9 @@ pub(super) fn limits(options: &Options) -> LimitFacts {
             let bits = u64::from_str_radix(text::status(text, "CapEff")?, 16).ok()?;
             Some(bits & CAP_IPC_LOCK != 0)
         }),
+        file_size_bytes: both("Max file size").map(|(soft, _hard)| soft),
+        address_space_bytes: both("Max address space").map(|(soft, _hard)| soft),
+        core_bytes: both("Max core file size").map(|(soft, _hard)| soft),
     }
 }
 

@@ -64,6 +64,10 @@ impl Search {
         found
     }
 
+    pub(super) fn each_folder(&self) -> impl Iterator<Item = &Path> {
+        self.folders.iter().map(PathBuf::as_path)
+    }
+
     pub(super) fn folders(&self) -> Vec<String> {
         self.folders.iter().map(|folder| folder.display().to_string()).collect()
     }

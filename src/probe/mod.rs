@@ -6,6 +6,7 @@
 
 mod calls;
 mod child;
+mod content;
 pub mod cuda;
 mod elf;
 mod fatbin;
@@ -14,10 +15,17 @@ mod host;
 mod kmsg;
 mod libraries;
 mod native;
+mod names;
 mod network;
+mod nvlink;
 pub mod nvml;
+mod official;
 mod pci;
+mod ranges;
+mod rdma;
+mod script;
 mod storage;
+mod system;
 mod text;
 
 use std::path::{Path, PathBuf};
@@ -44,6 +52,19 @@ pub struct Options {
     pub folders: Vec<(Place, PathBuf)>,
     /// Whether to hash the trainer and NCCL, which costs a second. Only nodes are compared by it.
     pub hashes: bool,
+    /// `host:port` to connect to, each for a second at most.
+    pub reach: Vec<String>,
+    /// The official stack, if it is the one that will run.
+    pub official: Option<Official>,
+}
+
+/// Where the official stack is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Official {
+    /// Folder of a Python environment, or a folder `site-packages`.
+    pub python: Option<PathBuf>,
+    /// The shell script that starts the ranks.
+    pub script: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -54,6 +75,8 @@ impl Default for Options {
             trainer: None,
             folders: Vec::new(),
             hashes: false,
+            reach: Vec::new(),
+            official: None,
         }
     }
 }
@@ -85,22 +108,26 @@ pub fn node(options: &Options) -> NodeFacts {
     let (nvml, cuda) = (start(DriverLibrary::Nvml), start(DriverLibrary::Cuda));
     let variables = host::variables(options);
     let search = libraries::Search::new(options, variables.value());
+    let hostname = host::line(options, "/proc/sys/kernel/hostname");
+    let processes = system::processes(options);
     NodeFacts {
         driver: pci::driver(options, &search),
-        kernel: host::kernel(options),
+        kernel: host::kernel(options, &processes),
         memory: host::memory(options),
         limits: host::limits(options),
         shm: storage::shm(options),
-        network: network::network(options, variables.value()),
+        network: network::network(options, variables.value(), hostname.value()),
         storage: storage::folders(options),
         trainer: elf::trainer(options, &search),
         container: ContainerFacts { kind: host::container(options, variables.value()) },
         env: EnvFacts { variables },
         identity: IdentityFacts {
-            hostname: host::line(options, "/proc/sys/kernel/hostname"),
+            hostname,
             boot_id: host::line(options, "/proc/sys/kernel/random/boot_id"),
             machine_id: host::line(options, "/etc/machine-id"),
         },
+        system: system::system(options, &search, processes),
+        official: official::official(options),
         nvml: nvml_answer(nvml),
         cuda: cuda_answer(cuda),
     }

@@ -1,5 +1,5 @@
-//! Calls into the driver's libraries that no safe binding offers. The only unsafe code of the
-//! doctor.
+//! Calls into the driver's libraries and the kernel that no safe binding offers. The only unsafe
+//! code of the doctor.
 #![expect(unsafe_code, reason = "the driver is a C library, loaded at run time")]
 
 use std::{
@@ -14,9 +14,11 @@ use nvml_wrapper::{
     Device,
     error::{NvmlError, nvml_sym, nvml_try},
 };
-use nvml_wrapper_sys::bindings::{nvmlGpuFabricInfo_v2_t, nvmlGpuFabricInfoV_t, nvmlMemory_t};
+use nvml_wrapper_sys::bindings::{
+    nvmlEccSramErrorStatus_t, nvmlGpuFabricInfo_v2_t, nvmlGpuFabricInfoV_t, nvmlMemory_t,
+};
 
-use crate::facts::{Fabric, RemappedRows};
+use crate::facts::{ClockState, Fabric, Fact, RemappedRows};
 
 /// The CUDA driver library. It is never unloaded: it starts threads of its own.
 pub(super) struct Cuda(ManuallyDrop<Library>);
@@ -119,4 +121,41 @@ pub(super) fn fabric(device: &Device<'_>) -> Result<Option<Fabric>, NvmlError> {
         status: info.status,
         health_mask: info.healthMask,
     }))
+}
+
+/// `nvmlDeviceGetSramEccErrorStatus`: whether the threshold for a replacement is passed; `None`
+/// with drivers before 550, which do not have the call.
+pub(super) fn sram_threshold_exceeded(device: &Device<'_>) -> Result<Option<bool>, NvmlError> {
+    let Some(call) = device.nvml().lib().nvmlDeviceGetSramEccErrorStatus.as_ref().ok() else {
+        return Ok(None);
+    };
+    // SAFETY: the struct is plain numbers, for which zero is a value.
+    let mut status: nvmlEccSramErrorStatus_t = unsafe { std::mem::zeroed() };
+    let size = u32::try_from(size_of::<nvmlEccSramErrorStatus_t>()).unwrap_or(0);
+    status.version = size | (1 << 24);
+    // SAFETY: the handle is of a live `Nvml`, and the pointer is to a live local.
+    match nvml_try(unsafe { call(device.handle(), &raw mut status) }) {
+        Ok(()) => Ok(Some(status.bThresholdExceeded != 0)),
+        Err(NvmlError::FunctionNotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// State of the kernel's clock.
+pub(super) fn clock() -> Fact<ClockState> {
+    const FROM: &str = "adjtimex";
+    // SAFETY: the struct is plain numbers, for which zero is a value; `modes` = 0 only reads.
+    let mut state: nix::libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a live local.
+    let code = unsafe { nix::libc::adjtimex(&raw mut state) };
+    if code < 0 {
+        return Fact::unread(std::io::Error::last_os_error().to_string(), FROM);
+    }
+    let microseconds = |value: nix::libc::c_long| u64::try_from(value).unwrap_or(0);
+    let value = ClockState {
+        synchronised: code != nix::libc::TIME_ERROR && state.status & nix::libc::STA_UNSYNC == 0,
+        max_error_us: microseconds(state.maxerror),
+        estimated_error_us: microseconds(state.esterror),
+    };
+    Fact::known(value, FROM)
 }

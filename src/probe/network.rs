@@ -2,20 +2,24 @@
 
 use std::{collections::BTreeMap, fs, net::TcpListener, path::Path};
 
-use super::{OTHER_ROOT, Options, host, text};
-use crate::facts::{Fact, Interface, NetworkFacts, PortState, RdmaPort};
+use super::{OTHER_ROOT, Options, host, names, rdma, text};
+use crate::facts::{Fact, Interface, InterfaceCounters, NetworkFacts, PortState};
 
 pub(super) fn network(
     options: &Options,
     variables: Option<&BTreeMap<String, String>>,
+    hostname: Option<&String>,
 ) -> NetworkFacts {
     NetworkFacts {
         interfaces: interfaces(options),
         default_route: host::parsed(options, "/proc/net/route", "routes", |text| {
             Some(text::default_route(text))
         }),
-        rdma_ports: rdma(options),
+        rdma_ports: rdma::ports(options),
         master_port: port(variables),
+        master_address: names::master(variables),
+        own_name: names::own(options, hostname),
+        reach: names::reach(&options.reach),
     }
 }
 
@@ -64,6 +68,8 @@ fn interfaces(options: &Options) -> Fact<Vec<Interface>> {
                 loopback: flags & 0x8 != 0,
                 is_virtual: Path::new("/sys/devices/virtual/net").join(&name).exists(),
                 mtu_bytes: number("mtu"),
+                speed_mbps: number("speed").filter(|speed| (1..10_000_000).contains(speed)),
+                counters: counters(&entry.path()),
                 name,
             };
             (number("ifindex").unwrap_or(u32::MAX), interface)
@@ -73,7 +79,16 @@ fn interfaces(options: &Options) -> Fact<Vec<Interface>> {
     Fact::known(found.into_iter().map(|(_index, interface)| interface).collect(), FROM)
 }
 
-fn read(path: &Path) -> Option<String> {
+fn counters(folder: &Path) -> Option<InterfaceCounters> {
+    let number = |file: &str| -> Option<u64> { read(&folder.join(file))?.parse().ok() };
+    Some(InterfaceCounters {
+        packets: number("statistics/rx_packets")?.saturating_add(number("statistics/tx_packets")?),
+        errors: number("statistics/rx_errors")?.saturating_add(number("statistics/tx_errors")?),
+        carrier_changes: number("carrier_changes").unwrap_or(0),
+    })
+}
+
+pub(super) fn read(path: &Path) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
 }
 
@@ -93,34 +108,4 @@ fn addresses() -> nix::Result<BTreeMap<String, Vec<String>>> {
         addresses.entry(entry.interface_name).or_default().push(text);
     }
     Ok(addresses)
-}
-
-/// Ports of all RDMA devices; a machine without such devices has no folder for them.
-fn rdma(options: &Options) -> Fact<Vec<RdmaPort>> {
-    const FROM: &str = "/sys/class/infiniband";
-    let folder = options.at(FROM);
-    if !folder.exists() {
-        return Fact::known(Vec::new(), FROM);
-    }
-    let devices = match fs::read_dir(&folder) {
-        Ok(devices) => devices,
-        Err(error) => return Fact::unread(error.to_string(), FROM),
-    };
-    let mut ports = Vec::new();
-    for device in devices.flatten() {
-        let name = device.file_name().to_string_lossy().into_owned();
-        for port in fs::read_dir(device.path().join("ports")).into_iter().flatten().flatten() {
-            let text = |file: &str| read(&port.path().join(file)).unwrap_or_default();
-            ports.push(RdmaPort {
-                device: name.clone(),
-                port: port.file_name().to_string_lossy().parse().unwrap_or(0),
-                // `4: ACTIVE`
-                state: text("state").split(": ").last().unwrap_or_default().to_owned(),
-                link_layer: text("link_layer"),
-                rate_gbps: text("rate").split(' ').next().and_then(|rate| rate.parse().ok()),
-            });
-        }
-    }
-    ports.sort_by(|a, b| (&a.device, a.port).cmp(&(&b.device, b.port)));
-    Fact::known(ports, FROM)
 }

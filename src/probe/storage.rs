@@ -1,18 +1,48 @@
 //! Folders of the job and `/dev/shm`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use nix::{
-    sys::statvfs::{Statvfs, statvfs},
+    sys::{
+        statfs::statfs,
+        statvfs::{Statvfs, statvfs},
+    },
     unistd::{AccessFlags, access},
 };
 
-use super::Options;
-use crate::facts::{Fact, Mount, ShmFacts, Storage};
+use super::{Options, content};
+use crate::facts::{Fact, Mount, Place, ShmFacts, ShmFile, Storage};
 
 pub(super) fn shm(options: &Options) -> ShmFacts {
     let mount = statvfs(&options.at("/dev/shm")).map(|stat| mount(&stat));
-    ShmFacts { mount: Fact::from_result(mount, "statvfs /dev/shm") }
+    ShmFacts { mount: Fact::from_result(mount, "statvfs /dev/shm"), files: left(options) }
+}
+
+/// Files in shared memory whose names NCCL or PyTorch give.
+fn left(options: &Options) -> Fact<Vec<ShmFile>> {
+    const FROM: &str = "/dev/shm";
+    let entries = match fs::read_dir(options.at(FROM)) {
+        Ok(entries) => entries,
+        Err(error) => return Fact::unread(error.to_string(), FROM),
+    };
+    let known = ["nccl-", "torch_", "cuda.shm."];
+    let mut files: Vec<ShmFile> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !known.iter().any(|prefix| name.starts_with(prefix)) {
+                return None;
+            }
+            let metadata = entry.metadata().ok()?;
+            let age = metadata.modified().ok()?.elapsed().unwrap_or_default();
+            Some(ShmFile { name, bytes: metadata.len(), age_s: age.as_secs() })
+        })
+        .collect();
+    files.sort();
+    Fact::known(files, FROM)
 }
 
 fn mount(stat: &Statvfs) -> Mount {
@@ -21,6 +51,33 @@ fn mount(stat: &Statvfs) -> Mount {
         total_bytes: stat.blocks().saturating_mul(unit),
         free_bytes: stat.blocks_available().saturating_mul(unit),
     }
+}
+
+/// Name of a file system, by the numbers of statfs(2).
+fn kind(path: &Path) -> Option<String> {
+    let number = statfs(path).ok()?.filesystem_type().0;
+    // The type of the number differs between platforms.
+    let number = u64::try_from(number).ok()? & 0xffff_ffff;
+    let name = match number {
+        0xef53 => "ext4",
+        0x5846_5342 => "xfs",
+        0x9123_683e => "btrfs",
+        0x2fc1_2fc1 => "zfs",
+        0xf2f5_2010 => "f2fs",
+        0x0102_1994 => "tmpfs",
+        0x8584_58f6 => "ramfs",
+        0x794c_7630 => "overlay",
+        0x6969 => "nfs",
+        0xff53_4d42 | 0xfe53_4d42 => "cifs",
+        0x00c3_6400 => "ceph",
+        0x0bd0_0bd0 => "lustre",
+        0x6573_5546 => "fuse",
+        0x4750_4653 => "gpfs",
+        0x1983_0326 => "beegfs",
+        0x0102_1997 => "9p",
+        _ => return None,
+    };
+    Some(name.to_owned())
 }
 
 /// The path without links and `..`, as far as it exists.
@@ -45,6 +102,8 @@ pub(super) fn folders(options: &Options) -> Fact<Vec<Storage>> {
             let nearest = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
             let stat = statvfs(nearest).map_err(|e| format!("{}: {e}", nearest.display()))?;
             let exists = nearest == path;
+            let reads = matches!(place, Place::Model | Place::Data) && exists;
+            let content = reads.then(|| content::of(&path));
             Ok(Storage {
                 place: *place,
                 path: path.display().to_string(),
@@ -53,6 +112,11 @@ pub(super) fn folders(options: &Options) -> Fact<Vec<Storage>> {
                 free_inodes: (0 < stat.files()).then(|| stat.files_available()),
                 readable: exists && access(nearest, AccessFlags::R_OK).is_ok(),
                 writable: access(nearest, AccessFlags::W_OK).is_ok() && nearest.is_dir(),
+                kind: kind(nearest),
+                bytes: content.as_ref().map(|content| content.bytes),
+                fingerprint: content.map(|content| content.fingerprint),
+                weights: (reads && *place == Place::Model && path.is_dir())
+                    .then(|| content::weights(&path)),
             })
         })
         .collect();

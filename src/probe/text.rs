@@ -55,9 +55,30 @@ pub(super) fn pretty_name(text: &str) -> Option<String> {
     Some(value.trim_matches('"').to_owned())
 }
 
+/// Name and state of a process in its `stat`: `7 (name) S 1 ...`. The name may have brackets.
+pub(super) fn process(stat: &str) -> Option<(&str, char)> {
+    let (_pid, rest) = stat.split_once('(')?;
+    let (name, rest) = rest.rsplit_once(')')?;
+    Some((name, rest.trim_start().chars().next()?))
+}
+
+/// `avg10` of a line of `/proc/pressure`, which begins with `some` or `full`.
+pub(super) fn pressure(text: &str, kind: &str) -> Option<f64> {
+    let line = text.lines().find(|line| line.starts_with(kind))?;
+    line.split(' ').find_map(|field| field.strip_prefix("avg10="))?.parse().ok()
+}
+
+/// Addresses that a hosts file gives to a name.
+pub(super) fn hosts(text: &str, name: &str) -> Vec<String> {
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or(""));
+    let has = |line: &str| line.split_whitespace().skip(1).any(|word| word == name);
+    let address = |line: &str| line.split_whitespace().next().map(str::to_owned);
+    lines.filter(|line| has(line)).filter_map(address).collect()
+}
+
 /// Variables of `/proc/self/environ` that CUDA, NCCL, OpenMP or a rank read.
 pub(super) fn variables(text: &str) -> BTreeMap<String, String> {
-    const PREFIXES: [&str; 10] = [
+    const PREFIXES: [&str; 12] = [
         "CUDA_",
         "NCCL_",
         "OMP_",
@@ -68,8 +89,11 @@ pub(super) fn variables(text: &str) -> BTreeMap<String, String> {
         "OPENCL_PROFILE",
         "NSYS_",
         "QVL_THREADS",
+        "GLOO_",
+        "TORCH_NCCL_",
     ];
-    const NAMES: [&str; 4] = ["RANK", "WORLD_SIZE", "LD_LIBRARY_PATH", "KUBERNETES_SERVICE_HOST"];
+    const NAMES: [&str; 5] =
+        ["RANK", "WORLD_SIZE", "LD_LIBRARY_PATH", "KUBERNETES_SERVICE_HOST", "DS_SKIP_CUDA_CHECK"];
     let wanted = |name: &str| {
         NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
     };
@@ -133,6 +157,17 @@ mod tests {
         assert_eq!((module.version.as_str(), module.open), ("580.65.06", true));
         let closed = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.54.03  Tue Jun  6\n";
         assert!(!nvidia_version(closed).unwrap().open);
+    }
+
+    #[test]
+    fn processes_pressure_and_names_are_read() {
+        assert_eq!(process("7 (a (b) c) D 1 7"), Some(("a (b) c", 'D')));
+        assert_eq!(process("7"), None);
+        let text = "some avg10=1.50 avg60=0.00\nfull avg10=0.25 avg60=0.00 total=1\n";
+        assert_eq!(pressure(text, "full"), Some(0.25));
+        let text = "127.0.0.1 localhost\n127.0.1.1 node-1.lan node-1 # own\n10.0.0.1 node-1\n";
+        assert_eq!(hosts(text, "node-1"), ["127.0.1.1", "10.0.0.1"]);
+        assert!(hosts(text, "own").is_empty());
     }
 
     #[test]
