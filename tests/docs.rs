@@ -22,10 +22,72 @@ fn the_job_format_is_described_as_the_program_describes_it() {
 fn the_checks_are_listed_as_the_program_lists_them() {
     let text = format!(
         "# Checks of the doctor\n\nIds are stable and never reused. `qvl doctor explain ID` says what a check is, why it matters, and where\n\
-         its threshold comes from.\n\n```text\n{}\n```\n",
+         its threshold comes from; [rules.md](rules.md) has all of it.\n\n```text\n{}\n```\n",
         said(&["doctor", "list"])
     );
     assert_current("docs/checks.md", &text);
+}
+
+#[test]
+fn every_check_has_a_section() {
+    let list: serde_json::Value =
+        serde_json::from_str(&said(&["doctor", "list", "--format", "json"])).unwrap();
+    let checks = list["checks"].as_array().unwrap();
+    assert!(130 <= checks.len(), "{} checks", checks.len());
+    let mut text = format!(
+        "# What the {} checks of the doctor mean\n\nMade from the rules; `qvl doctor explain ID` shows one of them, `qvl doctor list --format json` all. \
+         A check that\nmay block and is unknown stops a launch, unless it says otherwise. Causes are those of [causes.md](causes.md).\n",
+        checks.len()
+    );
+    for check in checks {
+        let field = |name: &str| check[name].as_str().unwrap();
+        let causes: Vec<String> =
+            check["causes"].as_array().unwrap().iter().map(ToString::to_string).collect();
+        write!(
+            text,
+            "\n## {}\n\nWhat: {} ({}, {} at most).\n\n",
+            field("id"),
+            field("what"),
+            field("area"),
+            field("severity")
+        )
+        .unwrap();
+        write!(
+            text,
+            "Why: {}\n\nRead from: {}.\n\nSource: {}.\n\nFix: {}.\n",
+            field("why"),
+            field("reads"),
+            field("source"),
+            field("fix")
+        )
+        .unwrap();
+        if !causes.is_empty() {
+            write!(text, "\nCauses: {}.\n", causes.join(", ")).unwrap();
+        }
+    }
+    assert_current("docs/rules.md", &text);
+}
+
+#[test]
+fn the_causes_are_those_of_the_table() {
+    let mut text = "# Works on one GPU, fails on many: 42 causes\n\nMade from `src/doctor/data/causes.tsv`. Each check is proven by a fixture of its own name in `src/doctor/tests/mutations*.rs`:\n\
+        on a healthy fleet with that one thing broken it fires, on the healthy fleet it is silent, and with its facts unread it is\nunknown.\n\n\
+        | # | cause | how it shows | checks, and fixtures of these names | seen |\n|---|---|---|---|---|\n".to_owned();
+    for cause in qvl::doctor::causes() {
+        let checks: Vec<String> =
+            cause.rules.iter().map(|id| format!("[{id}](rules.md#{id})")).collect();
+        writeln!(
+            text,
+            "| {} | {} | {} | {} | {} |",
+            cause.number,
+            cause.what,
+            cause.shows,
+            checks.join(", "),
+            cause.seen
+        )
+        .unwrap();
+    }
+    assert_current("docs/causes.md", &text);
 }
 
 #[test]

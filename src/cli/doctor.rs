@@ -1,5 +1,8 @@
 //! `qvl doctor`: will the job run on these machines?
 
+mod binary;
+mod catalog;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -13,7 +16,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::{CliError, cluster, plan};
 use crate::{
     data::lint,
-    doctor::{self, DataVerdict, Demand, Overall, Report, Severity, Sizes, Stack},
+    doctor::{self, DataVerdict, Demand, Overall, Report, Sizes, Stack},
     facts::{FactsFile, NodeFacts, NodeName, Place, Snapshot},
     job::{FineTuneJob, memory},
     probe,
@@ -87,7 +90,19 @@ enum DoctorCommand {
         id: String,
     },
     /// List all checks.
-    List,
+    List {
+        /// Form of the list.
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
+    /// Say which driver a program needs, and why: libraries, PTX and machine code in its file.
+    Binary {
+        /// The program, such as qvl-train.
+        file: PathBuf,
+        /// Form of the answer.
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -106,8 +121,12 @@ enum Format {
 
 pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
     match &args.command {
-        Some(DoctorCommand::Explain { id }) => return explain(id, out),
-        Some(DoctorCommand::List) => return list(out),
+        Some(DoctorCommand::Explain { id }) => return catalog::explain(find(id)?, out),
+        Some(DoctorCommand::List { format: Format::Text }) => return catalog::text(out),
+        Some(DoctorCommand::List { format: Format::Json }) => return catalog::json(out),
+        Some(DoctorCommand::Binary { file, format }) => {
+            return binary::run(file, *format == Format::Json, out);
+        }
         None => {}
     }
     let begin = Instant::now();
@@ -363,32 +382,4 @@ fn read_facts(path: &Path) -> Result<FactsFile, CliError> {
         ))));
     }
     serde_path_to_error::deserialize(value).map_err(|error| failed(error.into()))
-}
-
-fn word(severity: Severity) -> &'static str {
-    match severity {
-        Severity::Info => "info",
-        Severity::Warn => "warn",
-        Severity::Block => "block",
-    }
-}
-
-fn explain(id: &str, out: &mut impl Write) -> Result<ExitStatus, CliError> {
-    let rule = find(id)?;
-    writeln!(out, "{}: {}", rule.id, rule.summary)?;
-    writeln!(out, "\n{}\n", rule.docs)?;
-    writeln!(out, "area      {}", rule.area.name())?;
-    writeln!(out, "severity  {} at most", word(rule.severity))?;
-    let needed = if rule.is_needed() { "stops a launch" } else { "is only reported" };
-    writeln!(out, "unknown   {needed}")?;
-    writeln!(out, "source    {}", rule.source)?;
-    Ok(ExitStatus::Success)
-}
-
-fn list(out: &mut impl Write) -> Result<ExitStatus, CliError> {
-    for rule in doctor::RULES {
-        let (area, severity) = (rule.area.name(), word(rule.severity));
-        writeln!(out, "{:<24} {area:<11} {severity:<6} {}", rule.id, rule.summary)?;
-    }
-    Ok(ExitStatus::Success)
 }

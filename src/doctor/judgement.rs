@@ -59,6 +59,17 @@ impl Judgement {
         }
     }
 
+    /// What one fact says: a pass, or a problem.
+    #[expect(clippy::unnecessary_wraps, reason = "the last line of most checks")]
+    pub(super) fn of<T>(
+        fact: &Fact<T>,
+        value: impl Into<Value>,
+        required: impl Into<String>,
+        problem: Option<Problem>,
+    ) -> Outcome {
+        Ok(Judgement::from_option(problem, Evidence::of(fact, value, required)))
+    }
+
     /// The same with one more piece of evidence.
     #[must_use]
     pub fn and(mut self, evidence: Evidence) -> Self {
@@ -80,6 +91,15 @@ pub struct Problem {
     pub fix: String,
     /// Command that shows it.
     pub see: String,
+}
+
+impl Problem {
+    /// The same, as bad as this.
+    #[must_use]
+    pub(super) fn at(mut self, severity: Severity) -> Self {
+        self.severity = severity;
+        self
+    }
 }
 
 /// One reading that a judgement rests on.

@@ -5,7 +5,9 @@
 //! read makes the check unknown, never passed.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod causes;
 mod demand;
+mod floor;
 mod gpus;
 mod judgement;
 mod report;
@@ -17,7 +19,9 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use causes::{Cause, causes};
 pub use demand::{BatchNeed, CheckpointNeed, DataVerdict, Demand, Sizes, Stack};
+pub use floor::{Floor, Reason, floor};
 pub use judgement::{Evidence, Judgement, Outcome, Problem, Stop, Value};
 pub use report::{CheckResult, Counts, Overall, Report, Subject, Verdict};
 pub use rule::{Agreement, Applies, Area, Check, Rule, Severity};
@@ -29,6 +33,13 @@ use crate::{
     facts::{NodeFacts, NodeName, Snapshot},
     job::Compute,
 };
+
+/// CUDA major version of a library whose name counts in step with the toolkit.
+fn cuda_major(library: &str) -> Option<u32> {
+    let prefixes = ["libcudart.so.", "libcublas.so.", "libcublasLt.so.", "libnvrtc.so."];
+    let version = prefixes.iter().find_map(|prefix| library.strip_prefix(prefix))?;
+    version.split('.').next()?.parse().ok()
+}
 
 /// The rule with this id.
 pub fn rule(id: &str) -> Option<&'static Rule> {

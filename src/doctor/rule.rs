@@ -1,6 +1,6 @@
 //! A rule: metadata and a pure function.
 
-use super::{Demand, Outcome, Stop};
+use super::{Demand, Outcome, Problem, Stop};
 use crate::{
     facts::{NodeFacts, Snapshot},
     job::Compute,
@@ -24,6 +24,10 @@ pub struct Rule {
     pub source: &'static str,
     /// What it is, why it is bad, what happens if it is ignored.
     pub docs: &'static str,
+    /// What is read to judge it: calls and files.
+    pub reads: &'static str,
+    /// What to do about a problem, in general.
+    pub fix: &'static str,
     /// How it judges.
     pub check: Check,
 }
@@ -36,6 +40,22 @@ impl Rule {
     /// Whether a launch needs to know what this rule says.
     pub fn is_needed(&self) -> bool {
         self.severity == Severity::Block && !UNPRIVILEGED.contains(&self.id)
+    }
+
+    /// A problem of this rule's severity, with its general fix.
+    pub(super) fn problem(
+        &self,
+        what: impl Into<String>,
+        impact: impl Into<String>,
+        see: impl Into<String>,
+    ) -> Problem {
+        Problem {
+            severity: self.severity,
+            what: what.into(),
+            impact: impact.into(),
+            fix: self.fix.to_owned(),
+            see: see.into(),
+        }
     }
 }
 

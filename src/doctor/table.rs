@@ -18,40 +18,99 @@ pub(super) fn version(text: &str) -> Vec<u32> {
     digits.split('.').map_while(|part| part.parse().ok()).collect()
 }
 
-/// Oldest driver for programs of a CUDA major version (minor-version compatibility).
-/// Source: release notes of CUDA 13.4 Update 1, table "CUDA Toolkit and Minimum Required Driver
-/// Version for CUDA Minor Version Compatibility", read 2026-10.
-pub(super) const MINIMUM_DRIVER: &[(u32, &str)] =
-    &[(11, "450.80.02"), (12, "525.60.13"), (13, "580.65.06")];
+/// Rows of a table: tab-separated, `#` begins a comment, the first other line names the columns.
+pub(super) fn rows(table: &'static str) -> impl Iterator<Item = Vec<&'static str>> {
+    let lines = table.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    lines.skip(1).map(|line| line.split('\t').collect())
+}
 
-/// PTX language version (`major * 10 + minor`), the CUDA that brought it, and the first driver
+/// The row whose first column is `key`.
+fn row(table: &'static str, key: &str) -> Option<Vec<&'static str>> {
+    rows(table).find(|row| row.first() == Some(&key))
+}
+
+/// Oldest driver for programs of a CUDA major version.
+pub(super) fn minimum_driver(cuda_major: u32) -> Option<&'static str> {
+    let row = row(include_str!("data/cuda_minimum_driver.tsv"), &cuda_major.to_string())?;
+    row.get(1).copied()
+}
+
+/// First driver that was shipped with a CUDA release, `12.4`: it has all features of it.
+pub(super) fn full_driver(cuda: &str) -> Option<&'static str> {
+    row(include_str!("data/cuda_driver.tsv"), cuda)?.get(1).copied()
+}
+
+/// The CUDA release that brought a version of PTX (`major * 10 + minor`), and the first driver
 /// branch that compiles it. Programs in PTX are not covered by minor-version compatibility.
-/// Source: PTX ISA release history and the CUDA release notes, read 2026-10.
-pub(super) const PTX_DRIVER: &[(u32, &str, u32)] = &[
-    (70, "11.0", 450),
-    (71, "11.1", 455),
-    (72, "11.2", 460),
-    (73, "11.3", 465),
-    (74, "11.4", 470),
-    (75, "11.5", 495),
-    (76, "11.6", 510),
-    (77, "11.7", 515),
-    (78, "11.8", 520),
-    (80, "12.0", 525),
-    (81, "12.1", 530),
-    (82, "12.2", 535),
-    (83, "12.3", 545),
-    (84, "12.4", 550),
-    (85, "12.5", 555),
-    (86, "12.7", 565),
-    (87, "12.8", 570),
-    (88, "12.9", 575),
-    (90, "13.0", 580),
-    (91, "13.1", 590),
-    (92, "13.2", 595),
-    (93, "13.3", 610),
-    (94, "13.4", 615),
-];
+pub(super) fn ptx(version: u32) -> Option<(&'static str, u32)> {
+    let row = row(include_str!("data/ptx_isa.tsv"), &version.to_string())?;
+    Some((row.get(1)?, row.get(2)?.parse().ok()?))
+}
+
+/// First CUDA toolkit that makes code for an architecture.
+pub(super) fn first_cuda(arch: u32) -> Option<&'static str> {
+    row(include_str!("data/compute_capability.tsv"), &arch.to_string())?.get(1).copied()
+}
+
+/// CUDA builds of a PyTorch release, `2.3` to `cu118`, `cu121`.
+pub(super) fn torch_builds(torch: &str) -> Option<Vec<&'static str>> {
+    Some(row(include_str!("data/torch.tsv"), torch)?.get(1)?.split(',').collect())
+}
+
+/// Lowest and highest compute capability of a CUDA build of PyTorch.
+pub(super) fn torch_arch(build: &str) -> Option<(u32, u32)> {
+    let row = row(include_str!("data/torch_arch.tsv"), build)?;
+    Some((row.get(1)?.parse().ok()?, row.get(2)?.parse().ok()?))
+}
+
+/// `NVLinks` of a board whose number is fixed by design.
+pub(super) fn nvlinks(name: &str) -> Option<usize> {
+    if !has_nvlink(name) {
+        return None;
+    }
+    let row = rows(include_str!("data/nvlinks.tsv")).find(|row| name.contains(row[0]))?;
+    row.get(1)?.parse().ok()
+}
+
+/// Oldest and newest NCCL that the trainer's bindings are made for.
+pub(super) fn bound_nccl() -> (&'static str, &'static str) {
+    let row = row(include_str!("data/cudarc.tsv"), "nccl").unwrap_or_default();
+    (row.get(1).copied().unwrap_or("0"), row.get(2).copied().unwrap_or("0"))
+}
+
+/// A driver that is known to break jobs of several GPUs: what happens, the first driver that is
+/// repaired, and where it was reported.
+pub(super) fn denied_driver(product: &str, driver: &str) -> Option<[&'static str; 3]> {
+    let driver = version(driver);
+    rows(include_str!("data/denied_drivers.tsv")).find_map(|row| {
+        let [of, from, repaired, trouble, source] = row[..] else { return None };
+        let hit = (of == "-" || product.contains(of))
+            && version(from) <= driver
+            && driver < version(repaired);
+        hit.then_some([trouble, repaired, source])
+    })
+}
+
+/// Two packages that do not work together in these versions: their names, and what happens.
+pub(super) fn incompatible(
+    installed: &std::collections::BTreeMap<String, String>,
+) -> Vec<[&'static str; 3]> {
+    let between = |name: &str, from: &str, before: &str| {
+        installed.get(name).is_some_and(|found| {
+            let found = version(found);
+            version(from) <= found && found < version(before)
+        })
+    };
+    rows(include_str!("data/deepspeed.tsv"))
+        .filter_map(|row| {
+            let [package, from, before, other, other_from, other_before, trouble] = row[..] else {
+                return None;
+            };
+            let hit = between(package, from, before) && between(other, other_from, other_before);
+            hit.then_some([package, other, trouble])
+        })
+        .collect()
+}
 
 /// Products whose SXM modules do not say so in their NVML name: `NVIDIA H100 80GB HBM3`, `NVIDIA
 /// H200`. Their PCIe cards do: `NVIDIA H100 PCIe`, `NVIDIA H200 NVL`.
@@ -108,7 +167,7 @@ pub(super) struct XidLine<'a> {
 
 /// XIDs with NVIDIA's action and four other policies, so that a reader sees who says what.
 /// Columns and sources are explained in `docs/xid.md`.
-const XIDS: &str = include_str!("xid.tsv");
+const XIDS: &str = include_str!("data/xid.tsv");
 
 /// The table's line for a code; `None` if the table does not have it.
 pub(super) fn xid(code: u32) -> Option<XidLine<'static>> {
@@ -148,6 +207,47 @@ mod tests {
         assert!(lines.iter().zip(1..).all(|(line, code)| line.xid == code));
         let blocking = lines.iter().filter(|line| line.action == XidAction::Block).count();
         assert_eq!(blocking, 26);
+    }
+
+    /// Every table names its source and date, and has as many columns in each row as names.
+    #[test]
+    fn every_table_is_whole() {
+        for (name, text) in [
+            ("cuda_minimum_driver", include_str!("data/cuda_minimum_driver.tsv")),
+            ("cuda_driver", include_str!("data/cuda_driver.tsv")),
+            ("ptx_isa", include_str!("data/ptx_isa.tsv")),
+            ("compute_capability", include_str!("data/compute_capability.tsv")),
+            ("torch", include_str!("data/torch.tsv")),
+            ("torch_arch", include_str!("data/torch_arch.tsv")),
+            ("denied_drivers", include_str!("data/denied_drivers.tsv")),
+            ("nvlinks", include_str!("data/nvlinks.tsv")),
+            ("deepspeed", include_str!("data/deepspeed.tsv")),
+            ("cudarc", include_str!("data/cudarc.tsv")),
+            ("causes", include_str!("data/causes.tsv")),
+        ] {
+            assert!(text.contains("# source: ") && text.contains("# read: 20"), "{name}");
+            let names = text.lines().find(|line| !line.starts_with('#')).unwrap();
+            let columns = names.split('\t').count();
+            assert!(0 < rows(text).count(), "{name}");
+            assert!(rows(text).all(|row| row.len() == columns), "{name}");
+        }
+    }
+
+    #[test]
+    fn knowledge_is_found() {
+        assert_eq!(minimum_driver(12), Some("525.60.13"));
+        assert_eq!(minimum_driver(99), None);
+        assert_eq!(ptx(87), Some(("12.8", 570)));
+        assert_eq!(full_driver("12.4"), Some("550.54.14"));
+        assert_eq!(first_cuda(100), Some("12.8"));
+        assert_eq!(torch_builds("2.3").unwrap(), ["cu118", "cu121"]);
+        assert_eq!(torch_arch("cu121"), Some((50, 90)));
+        assert_eq!(nvlinks("NVIDIA A100-SXM4-80GB"), Some(12));
+        assert_eq!(nvlinks("NVIDIA H200 NVL"), None);
+        assert_eq!(bound_nccl().0, "2.22");
+        assert!(denied_driver("NVIDIA L40S", "560.35.03").is_some());
+        assert!(denied_driver("NVIDIA L40S", "525.60.13").is_none());
+        assert!(denied_driver("NVIDIA GeForce RTX 4090", "525.60.13").is_some());
     }
 
     #[test]

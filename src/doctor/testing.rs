@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{BatchNeed, CheckpointNeed, DataVerdict, Demand, Stack};
 use crate::{
     facts::{
-        CgroupFacts, ComputeMode, ContainerFacts, CudaFacts, CudaState, DeviceNode, DriverFacts,
-        EccMode, EnvFacts, Fact, GpuFacts, GpuHandle, IdentityFacts, Interface, KernelFacts,
-        KernelLog, KernelModule, Library, LimitFacts, MemoryFacts, MigMode, Mount, Needed,
-        NetworkFacts, NodeFacts, NodeName, NvLink, NvmlFacts, NvmlState, PciGpu, PcieLink, Place,
-        PortState, PtxModule, RdmaPort, RemappedRows, ShmFacts, Snapshot, Storage, TrainerFacts,
+        Acs, AerCounts, Bridge, CgroupEvents, CgroupFacts, ClockState, CodeMark, ComputeMode,
+        ContainerFacts, Cpu, CudaFacts, CudaState, DeepSpeedConfig, DeviceNode, DriverFacts,
+        EccMode, EnvFacts, Fact, Governor, GpuFacts, GpuHandle, IdentityFacts, Interface,
+        InterfaceCounters, KernelFacts, KernelLog, KernelModule, LaunchScript, Launcher, Library,
+        LimitFacts, MemoryDetail, MemoryErrors, MemoryFacts, MigMode, Mount, Needed, NetworkFacts,
+        NodeFacts, NodeName, NvLink, NvLinkErrors, NvmlFacts, NvmlState, OfficialFacts, PciGpu,
+        PciState, PcieLink, Peer, Place, PortState, Pressure, ProcessTable, PtxModule, RdmaPort,
+        RemappedRows, ShmFacts, Snapshot, Storage, SystemFacts, TrainerFacts, TrainerFile, Weights,
     },
     job::{Compute, Dtype},
 };
@@ -50,12 +53,17 @@ fn node(number: u32) -> NodeFacts {
     NodeFacts {
         driver: DriverFacts {
             kernel_module: known(Some(KernelModule { version: DRIVER.to_owned(), open: true })),
-            modules: known(["nvidia", "nvidia_uvm", "ext4"].map(str::to_owned).into()),
+            modules: known(
+                ["nvidia", "nvidia_uvm", "nvidia_peermem", "ext4"].map(str::to_owned).into(),
+            ),
             pci_gpus: known((0..2).map(pci_gpu).collect()),
             device_nodes: known(
                 device_nodes.map(|name| (format!("/dev/{name}"), DeviceNode::Opens)).into(),
             ),
             libcuda_path: known(Some(format!("/usr/lib/libcuda.so.{DRIVER}"))),
+            pci_states: known((0..2).map(pci_state).collect()),
+            nvswitches: known(0),
+            imex_channels: known(0),
         },
         nvml: NvmlFacts {
             state: known(NvmlState::Ready),
@@ -89,14 +97,21 @@ fn node(number: u32) -> NodeFacts {
             open_files_hard: known(Some(1_048_576)),
             processes: known(None),
             cap_ipc_lock: known(false),
+            file_size_bytes: known(None),
+            address_space_bytes: known(None),
+            core_bytes: known(Some(0)),
         },
-        shm: ShmFacts { mount: known(Mount { total_bytes: 64 * GIB, free_bytes: 64 * GIB }) },
+        shm: ShmFacts {
+            mount: known(Mount { total_bytes: 64 * GIB, free_bytes: 64 * GIB }),
+            files: known(Vec::new()),
+        },
         network: network(number),
         env: EnvFacts { variables: known(BTreeMap::new()) },
         storage: known(vec![
             storage(Place::Output, "/data/out"),
             storage(Place::Temporary, "/tmp"),
             storage(Place::Model, "/data/base"),
+            storage(Place::Data, "/data/train.json"),
         ]),
         trainer: trainer(),
         container: ContainerFacts { kind: known(None) },
@@ -105,6 +120,117 @@ fn node(number: u32) -> NodeFacts {
             boot_id: known(format!("boot-{number}")),
             machine_id: known(format!("machine-{number}")),
         },
+        system: system(),
+        official: official(),
+    }
+}
+
+fn pci_state(index: u32) -> PciState {
+    PciState {
+        address: pci_gpu(index).address,
+        driver: Some("nvidia".to_owned()),
+        errors: Some(AerCounts::default()),
+        iommu: Some("identity".to_owned()),
+        max_speed: Some((16_000, 16_000)),
+        largest_window: Some(128 * GIB),
+        local_cpus: vec![(0, 31)],
+        bridges: vec![Bridge { address: format!("0000:3a:{index:02x}.0"), acs: Acs::Control(0) }],
+    }
+}
+
+fn system() -> SystemFacts {
+    let sysctl = [
+        ("fs.file-nr", "5000 0 9000000"),
+        ("kernel.core_pattern", "|/lib/systemd/systemd-coredump"),
+        ("kernel.numa_balancing", "0"),
+        ("kernel.pid_max", "4194304"),
+        ("kernel.tainted", "12288"),
+        ("kernel.threads-max", "2000000"),
+        ("net.core.somaxconn", "4096"),
+        ("net.ipv4.conf.all.rp_filter", "2"),
+        ("net.ipv4.ip_local_port_range", "32768\t60999"),
+        ("net.netfilter.nf_conntrack_count", "500"),
+        ("net.netfilter.nf_conntrack_max", "262144"),
+        ("vm.max_map_count", "65530"),
+        ("vm.overcommit_memory", "0"),
+    ];
+    SystemFacts {
+        clock: known(ClockState {
+            synchronised: true,
+            max_error_us: 20_000,
+            estimated_error_us: 900,
+        }),
+        clocksource: known("tsc".to_owned()),
+        virtual_machine: known(false),
+        cpu: known(Cpu {
+            architecture: "x86_64".to_owned(),
+            features: ["avx2", "f16c", "fma"].map(str::to_owned).into(),
+        }),
+        governor: known(Some(Governor {
+            driver: "acpi-cpufreq".to_owned(),
+            names: ["performance".to_owned()].into(),
+        })),
+        numa_nodes: known(2),
+        allowed_cpus: known(vec![(0, 63)]),
+        cpu_throttles: known(Some(3)),
+        steal_percent: known(0.0),
+        memory_errors: known(Some(MemoryErrors { corrected: 2, uncorrected: 0 })),
+        memory: known(MemoryDetail {
+            swap_total: 8 * GIB,
+            swap_free: 8 * GIB,
+            ..MemoryDetail::default()
+        }),
+        pressure: known(Some(Pressure { cpu_some: 1.5, memory_full: 0.0, io_full: 0.5 })),
+        processes: known(ProcessTable {
+            total: 900,
+            zombies: 1,
+            blocked: 0,
+            daemons: ["chronyd".to_owned(), "systemd-logind".to_owned()].into(),
+        }),
+        cgroup_events: known(CgroupEvents::default()),
+        sysctl: known(sysctl.map(|(name, value)| (name.to_owned(), value.to_owned())).into()),
+        remove_ipc: known(Some(true)),
+        glibc: known(Some("2.39".to_owned())),
+        uid: known(0),
+    }
+}
+
+fn official() -> OfficialFacts {
+    let pairs = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    };
+    OfficialFacts {
+        distributions: known(Some(pairs(&[
+            ("torch", "2.3.0+cu121"),
+            ("deepspeed", "0.11.1"),
+            ("pydantic", "1.10.13"),
+            ("numpy", "1.26.4"),
+            ("transformers", "4.32.0"),
+            ("peft", "0.5.0"),
+            ("nvidia-nccl-cu12", "2.20.5"),
+        ]))),
+        python: known(Some("3.10".to_owned())),
+        nvcc: known(Some("12.1".to_owned())),
+        script: known(Some(LaunchScript {
+            path: "finetune/finetune_lora_ds.sh".to_owned(),
+            launcher: Launcher::Torchrun,
+            launcher_options: pairs(&[("nproc_per_node", "auto"), ("nnodes", "3")]),
+            options: pairs(&[
+                ("model_name_or_path", "Qwen/Qwen-VL-Chat"),
+                ("bf16", "True"),
+                ("use_lora", "True"),
+                ("gradient_checkpointing", "True"),
+                ("num_train_epochs", "5"),
+                ("per_device_train_batch_size", "2"),
+                ("gradient_accumulation_steps", "8"),
+                ("save_strategy", "steps"),
+                ("save_steps", "100"),
+                ("ddp_timeout", "1800"),
+            ]),
+            deepspeed: Some(DeepSpeedConfig { zero_stage: 2, ..DeepSpeedConfig::default() }),
+            program: [CodeMark::ShardedSampler, CodeMark::Saves, CodeMark::AsksForRank].into(),
+            samples: Some(50_000),
+        })),
     }
 }
 
@@ -154,6 +280,15 @@ fn gpu(node: u32, index: u32) -> GpuFacts {
         fabric: known(None),
         recovery_action: known(Some(0)),
         vbios: known(Some("92.00.45.00.05".to_owned())),
+        ecc_corrected_volatile: known(Some(7)),
+        pcie_replays: known(Some(2)),
+        gsp_firmware: known(Some(DRIVER.to_owned())),
+        peers: known(vec![Peer { index: 1 - index, p2p_read: 0, path: 40 }]),
+        nvlink_errors: known(Some(NvLinkErrors::default())),
+        sram_threshold_exceeded: known(Some(false)),
+        virtualization: known(Some(0)),
+        display_active: known(Some(false)),
+        bar1_bytes: known(Some(128 * GIB)),
         ..GpuFacts::unread(index, GpuHandle::Ready, "not set by the test")
     }
 }
@@ -166,6 +301,8 @@ fn network(number: u32) -> NetworkFacts {
         loopback: name == "lo",
         is_virtual: name == "lo",
         mtu_bytes: Some(9000),
+        speed_mbps: Some(100_000),
+        counters: Some(InterfaceCounters { packets: 1_000_000, errors: 0, carrier_changes: 2 }),
     };
     NetworkFacts {
         interfaces: known(vec![
@@ -179,8 +316,17 @@ fn network(number: u32) -> NetworkFacts {
             state: "ACTIVE".to_owned(),
             link_layer: "InfiniBand".to_owned(),
             rate_gbps: Some(200),
+            physical: Some("LinkUp".to_owned()),
+            firmware: Some("28.39.1002 MT_0000000838".to_owned()),
+            driver: Some("mlx5_core".to_owned()),
+            numa_node: Some(0),
+            errors: BTreeMap::from([("symbol_error".to_owned(), 3)]),
+            gids: Vec::new(),
         }]),
         master_port: known(PortState::Free { port: 29_500 }),
+        master_address: known(None),
+        own_name: known(vec![format!("10.0.0.{number}")]),
+        reach: known(Vec::new()),
     }
 }
 
@@ -193,6 +339,10 @@ fn storage(place: Place, path: &str) -> Storage {
         free_inodes: Some(1_000_000),
         readable: true,
         writable: true,
+        kind: Some(if place == Place::Output { "nfs" } else { "ext4" }.to_owned()),
+        bytes: matches!(place, Place::Model | Place::Data).then_some(19_313_870_336),
+        fingerprint: matches!(place, Place::Model | Place::Data).then(|| "a1b2".to_owned()),
+        weights: (place == Place::Model).then(Weights::default),
     }
 }
 
@@ -211,8 +361,17 @@ fn trainer() -> TrainerFacts {
         ),
         ptx: known(vec![PtxModule { version: 85, target: "sm_75".to_owned(), count: 20 }]),
         sass: known(Vec::new()),
-        nccl: known(vec![nccl("/usr/lib/libnccl.so.2.21.5", "2.21.5", 200_000_000)]),
+        nccl: known(vec![nccl("/usr/lib/libnccl.so.2.27.5", "2.27.5", 200_000_000)]),
         library_path: known(vec!["/usr/lib".to_owned()]),
+        fat_ptx: known(Vec::new()),
+        file: known(TrainerFile {
+            machine: "x86_64".to_owned(),
+            executable: true,
+            interpreter: Some("/lib64/ld-linux-x86-64.so.2".to_owned()),
+            interpreter_exists: true,
+            glibc: Some("2.34".to_owned()),
+        }),
+        net_plugins: known(Vec::new()),
     }
 }
 
@@ -242,5 +401,12 @@ pub(super) fn change_gpu(node: &mut NodeFacts, index: usize, f: impl FnOnce(&mut
 pub(super) fn set(node: &mut NodeFacts, name: &str, value: &str) {
     change(&mut node.env.variables, |variables| {
         variables.insert(name.to_owned(), value.to_owned());
+    });
+}
+
+/// Sets a setting of the kernel.
+pub(super) fn sysctl(node: &mut NodeFacts, name: &str, value: &str) {
+    change(&mut node.system.sysctl, |settings| {
+        settings.insert(name.to_owned(), value.to_owned());
     });
 }

@@ -1,6 +1,11 @@
 //! Tests of the runner and of all rules: a healthy fleet, one thing broken.
 
+mod causes;
 mod mutations;
+mod mutations_gpu;
+mod mutations_host;
+mod mutations_network;
+mod mutations_official;
 mod traps;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +14,7 @@ use proptest::prelude::*;
 
 use super::{testing::*, *};
 use crate::facts::{Fact, NodeFacts, NodeName, Snapshot};
-use mutations::MUTATIONS;
+use mutations::mutations;
 
 /// Ids of rules with a result that is neither passed nor skipped.
 fn flipped(report: &Report) -> BTreeSet<&'static str> {
@@ -29,11 +34,19 @@ fn a_healthy_fleet_is_clean() {
 #[test]
 fn each_rule_flips_on_its_own_mutation_and_no_other_does() {
     let mut wrong = Vec::new();
-    for (id, mutate) in MUTATIONS {
+    for (id, mutate) in mutations() {
         let (mut snapshot, mut demand) = (fleet(3), demand());
         mutate(&mut snapshot, &mut demand);
-        let flipped = flipped(&diagnose(&snapshot, &demand));
-        if flipped != BTreeSet::from([*id]) {
+        let mut flipped = flipped(&diagnose(&snapshot, &demand));
+        if demand.stack == Stack::Official && id != "batch-lr-drift" {
+            // The official scripts on several GPUs are that drift.
+            flipped.remove("batch-lr-drift");
+        }
+        if id == "mps-inconsistent" {
+            // One node that uses MPS is warned of by itself, too.
+            flipped.remove("mps-running");
+        }
+        if flipped != BTreeSet::from([id]) {
             wrong.push(format!("the mutation of {id} flips {flipped:?}"));
         }
     }
@@ -42,7 +55,7 @@ fn each_rule_flips_on_its_own_mutation_and_no_other_does() {
 
 #[test]
 fn every_rule_has_a_mutation() {
-    let mutated: BTreeSet<&str> = MUTATIONS.iter().map(|(id, _mutate)| *id).collect();
+    let mutated: BTreeSet<&str> = mutations().iter().map(|(id, _mutate)| *id).collect();
     let rules: BTreeSet<&str> = RULES.iter().map(|rule| rule.id).collect();
     assert_eq!(mutated, rules);
 }
@@ -79,7 +92,7 @@ fn every_rule_explains_itself() {
 /// Every problem has four parts, whatever the mutation.
 #[test]
 fn every_problem_has_four_parts() {
-    for (id, mutate) in MUTATIONS {
+    for (id, mutate) in mutations() {
         let (mut snapshot, mut demand) = (fleet(3), demand());
         mutate(&mut snapshot, &mut demand);
         let report = diagnose(&snapshot, &demand);
@@ -112,7 +125,10 @@ fn fact_pointers(value: &serde_json::Value, at: &str, found: &mut Vec<String>) {
 }
 
 fn node_without(node: &NodeFacts, pointers: &[String]) -> NodeFacts {
-    let mut json = serde_json::to_value(node).unwrap();
+    without_facts(serde_json::to_value(node).unwrap(), pointers)
+}
+
+fn without_facts(mut json: serde_json::Value, pointers: &[String]) -> NodeFacts {
     for pointer in pointers {
         if let Some(fact) = json.pointer_mut(pointer) {
             *fact = serde_json::json!({"unread": {"why": "blind", "from": "test"}});
@@ -145,6 +161,36 @@ fn a_fact_that_is_unread_breaks_nothing() {
     }
     // Facts that no rule judges by itself: context in evidence, or read for one case only.
     insta::assert_debug_snapshot!(silent);
+}
+
+/// Each rule says that it does not know when a fact that it needs is gone, in the same situation
+/// in which it says that something is wrong.
+#[test]
+fn every_rule_is_unknown_when_its_facts_are_unread() {
+    // These judge the job: there is no fact to be unread. The file of the trainer that cannot be
+    // read is what its rule is about.
+    let without = ["batch-lr-drift", "data-unusable", "trainer-missing"];
+    let mut sure = Vec::new();
+    for (id, mutate) in mutations() {
+        let (mut snapshot, mut demand) = (fleet(3), demand());
+        mutate(&mut snapshot, &mut demand);
+        let (name, node) = snapshot.nodes.iter().next().unwrap();
+        let (name, node) = (name.clone(), node.clone());
+        let mut pointers = Vec::new();
+        let json = serde_json::to_value(&node).unwrap();
+        fact_pointers(&json, "", &mut pointers);
+        let demand = demand.resolved(&snapshot);
+        let becomes_unknown = pointers.into_iter().any(|pointer| {
+            let mut blind = snapshot.clone();
+            blind.nodes.insert(name.clone(), without_facts(json.clone(), &[pointer]));
+            let results = run(rule(id).unwrap(), &blind, &demand);
+            results.iter().any(|result| !result.unknown.is_empty())
+        });
+        if becomes_unknown == without.contains(&id) {
+            sure.push(id);
+        }
+    }
+    assert!(sure.is_empty(), "never unknown, or against the list: {sure:?}");
 }
 
 /// A node that is wholly blind: nothing about it passes, but for what needs no fact of it.
@@ -232,13 +278,13 @@ proptest! {
     /// What a rule for nodes says about a node does not depend on the other nodes.
     #[test]
     fn node_rules_look_at_one_node(
-        mut broken in proptest::collection::vec(0..MUTATIONS.len(), 1..4)
+        mut broken in proptest::collection::vec(0..mutations().len(), 1..4)
     ) {
         // A trainer that is gone leaves nothing for others to change.
-        broken.sort_by_key(|index| MUTATIONS[*index].0 == "trainer-without-cuda");
+        broken.sort_by_key(|index| mutations()[*index].0 == "trainer-without-cuda");
         let (mut snapshot, mut demand) = (fleet(3), demand());
         for index in broken {
-            MUTATIONS[index].1(&mut snapshot, &mut demand);
+            mutations()[index].1(&mut snapshot, &mut demand);
         }
         snapshot.expected.clear();
         demand.ranks = None;
@@ -259,8 +305,9 @@ proptest! {
                 expected: BTreeSet::new(),
             };
             let alone = diagnose(&alone, &demand);
-            // With several nodes the wanted number of open files is that of a group.
-            let fd = |line: &String| !line.starts_with("fd-limit");
+            // These ask for more when there are more nodes.
+            let of_all = ["fd-limit", "somaxconn-low", "nccl-timeout-low", "save-never-fires"];
+            let fd = |line: &String| !of_all.iter().any(|id| line.starts_with(id));
             prop_assert_eq!(
                 of_nodes(&whole, name).into_iter().filter(fd).collect::<Vec<_>>(),
                 of_nodes(&alone, name).into_iter().filter(fd).collect::<Vec<_>>()
@@ -272,10 +319,10 @@ proptest! {
     #[test]
     fn the_order_of_nodes_does_not_matter(
         order in Just((1..=4_u32).collect::<Vec<_>>()).prop_shuffle(),
-        broken in 0..MUTATIONS.len(),
+        broken in 0..mutations().len(),
     ) {
         let (mut snapshot, mut demand) = (fleet(4), demand());
-        MUTATIONS[broken].1(&mut snapshot, &mut demand);
+        mutations()[broken].1(&mut snapshot, &mut demand);
         let mut shuffled = Snapshot { expected: snapshot.expected.clone(), ..Snapshot::default() };
         for number in order {
             let name = NodeName(format!("n{number}"));

@@ -7,17 +7,18 @@ use serde::{Deserialize, Serialize};
 use super::Fact;
 
 /// What is installed, and what the launch script says. Read from files; Python is not started.
+/// `None` where the doctor was not told where to look.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OfficialFacts {
     /// Installed distributions by normalised name, such as `torch` to `2.3.0+cu121`.
-    pub distributions: Fact<BTreeMap<String, String>>,
+    pub distributions: Fact<Option<BTreeMap<String, String>>>,
     /// Version of Python whose packages these are, `3.10`.
-    pub python: Fact<String>,
+    pub python: Fact<Option<String>>,
     /// CUDA version of `nvcc`, `12.1`; `None` if there is no toolkit.
     pub nvcc: Fact<Option<String>>,
     /// The launch script.
-    pub script: Fact<LaunchScript>,
+    pub script: Fact<Option<LaunchScript>>,
 }
 
 impl Default for OfficialFacts {

@@ -169,8 +169,7 @@ pub(super) fn host_glibc(search: &Search) -> Fact<Option<String>> {
     let strings = || -> Result<Option<String>, String> {
         let file = File::open(&path).map_err(|error| error.to_string())?;
         let cache = ReadCache::new(file);
-        let elf =
-            ElfFile64::<Endianness, _>::parse(&cache).map_err(|error| error.to_string())?;
+        let elf = ElfFile64::<Endianness, _>::parse(&cache).map_err(|error| error.to_string())?;
         let Some(section) = elf.section_by_name(".dynstr") else { return Ok(None) };
         Ok(newest_glibc(section.data().map_err(|error| error.to_string())?))
     };

@@ -56,7 +56,8 @@ pub(super) fn parse(section: &[u8]) -> Result<Contents, String> {
     if code.is_empty() && ptx.is_empty() && section.iter().any(|byte| *byte != 0) {
         return Err("the section has content, but no GPU code that this version knows".to_owned());
     }
-    let module = |((version, arch), count)| PtxModule { version, target: format!("sm_{arch}"), count };
+    let module =
+        |((version, arch), count)| PtxModule { version, target: format!("sm_{arch}"), count };
     Ok(Contents {
         ptx: ptx.into_iter().map(module).collect(),
         sass: code.into_iter().map(|(arch, count)| Sass { arch, count }).collect(),

@@ -50,8 +50,9 @@ fn odds(facts: GpuFacts, device: &Device<'_>, calls: &mut Calls<'_>) -> GpuFacts
         sram_threshold_exceeded: calls
             .optional("nvmlDeviceGetSramEccErrorStatus", || native::sram_threshold_exceeded(device))
             .map(Option::flatten),
-        virtualization: calls
-            .if_known("nvmlDeviceGetVirtualizationMode", || Ok(device.virtualization_mode()?.as_c())),
+        virtualization: calls.if_known("nvmlDeviceGetVirtualizationMode", || {
+            Ok(device.virtualization_mode()?.as_c())
+        }),
         display_active: calls.if_known("nvmlDeviceGetDisplayActive", || device.is_display_active()),
         bar1_bytes: calls
             .if_known("nvmlDeviceGetBAR1MemoryInfo", || Ok(device.bar1_memory_info()?.total)),

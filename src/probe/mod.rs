@@ -14,8 +14,8 @@ mod gpu;
 mod host;
 mod kmsg;
 mod libraries;
-mod native;
 mod names;
+mod native;
 mod network;
 mod nvlink;
 pub mod nvml;
@@ -35,6 +35,7 @@ pub use child::{DriverLibrary, serve};
 
 use crate::facts::{
     ContainerFacts, CudaFacts, EnvFacts, IdentityFacts, NodeFacts, NodeName, NvmlFacts, Place,
+    TrainerFacts,
 };
 
 /// What to look at.
@@ -131,6 +132,13 @@ pub fn node(options: &Options) -> NodeFacts {
         nvml: nvml_answer(nvml),
         cuda: cuda_answer(cuda),
     }
+}
+
+/// What a program's file says, and where its libraries are on this machine.
+pub fn program(file: &Path) -> TrainerFacts {
+    let options = Options { trainer: Some(file.to_owned()), ..Options::default() };
+    let variables = host::variables(&options);
+    elf::trainer(&options, &libraries::Search::new(&options, variables.value()))
 }
 
 /// Name of the machine that `facts` are about.

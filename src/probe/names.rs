@@ -17,9 +17,7 @@ const RESOLVE: Duration = Duration::from_secs(2);
 const CONNECT: Duration = Duration::from_secs(1);
 
 /// What MASTER_ADDR means here.
-pub(super) fn master(
-    variables: Option<&BTreeMap<String, String>>,
-) -> Fact<Option<MasterAddress>> {
+pub(super) fn master(variables: Option<&BTreeMap<String, String>>) -> Fact<Option<MasterAddress>> {
     const FROM: &str = "getaddrinfo MASTER_ADDR";
     let Some(variables) = variables else {
         return Fact::unread("the environment is not known", FROM);

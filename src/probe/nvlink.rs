@@ -33,9 +33,8 @@ pub(super) fn errors(
     let mut sum = NvLinkErrors::default();
     let active: Vec<u32> = links.iter().filter(|link| link.active).map(|link| link.link).collect();
     for &link in &active {
-        let mut count = |counter| {
-            calls.make(name, || device.link_wrapper_for(link).error_counter(counter))
-        };
+        let mut count =
+            |counter| calls.make(name, || device.link_wrapper_for(link).error_counter(counter));
         let all = (
             count(ErrorCounter::DlReplay),
             count(ErrorCounter::DlRecovery),

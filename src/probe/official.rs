@@ -7,44 +7,38 @@ use std::{
 };
 
 use super::{Options, script};
-use crate::facts::{Fact, LaunchScript, OfficialFacts};
-
-const NOT_ASKED: &str = "not asked: --stack official looks at it";
+use crate::facts::{Fact, OfficialFacts};
 
 pub(super) fn official(options: &Options) -> OfficialFacts {
-    let from = "site-packages";
+    const PACKAGES: &str = "site-packages";
+    const SCRIPT: &str = "launch script";
     let Some(official) = &options.official else {
         return OfficialFacts {
-            distributions: Fact::unread(NOT_ASKED, from),
-            python: Fact::unread(NOT_ASKED, from),
-            nvcc: Fact::unread(NOT_ASKED, "version.json of CUDA"),
-            script: Fact::unread(NOT_ASKED, "launch script"),
+            distributions: Fact::known(None, PACKAGES),
+            python: Fact::known(None, PACKAGES),
+            nvcc: Fact::known(None, CUDA),
+            script: Fact::known(None, SCRIPT),
         };
     };
-    let packages = official.python.as_deref().map(site_packages);
-    let packages = match packages {
-        Some(Some(folder)) => Ok(folder),
-        Some(None) => Err("there is no folder site-packages in it".to_owned()),
-        None => Err("no Python environment was named (--python DIR)".to_owned()),
+    let packages = official.python.as_deref().map(|folder| {
+        let why = || format!("there is no folder site-packages in `{}`", folder.display());
+        site_packages(folder).ok_or_else(why)
+    });
+    let packages = packages.transpose();
+    let of = |read: fn(&Path) -> Result<_, String>| {
+        packages.clone().and_then(|folder| folder.as_deref().map(read).transpose())
     };
+    let version = packages.clone().and_then(|folder| folder.as_deref().map(python).transpose());
+    let script = official.script.as_deref().map(script::read).transpose();
     OfficialFacts {
-        distributions: Fact::from_result(
-            packages.clone().and_then(|folder| distributions(&folder)),
-            from,
-        ),
-        python: Fact::from_result(packages.and_then(|folder| python(&folder)), from),
+        distributions: Fact::from_result(of(distributions), PACKAGES),
+        python: Fact::from_result(version, PACKAGES),
         nvcc: nvcc(options),
-        script: launch_script(official.script.as_deref()),
+        script: Fact::from_result(script, SCRIPT),
     }
 }
 
-fn launch_script(path: Option<&Path>) -> Fact<LaunchScript> {
-    let from = "launch script";
-    let Some(path) = path else {
-        return Fact::unread("no launch script was named (--script FILE)", from);
-    };
-    Fact::from_result(script::read(path), path.display().to_string())
-}
+const CUDA: &str = "/usr/local/cuda/version.json";
 
 /// The folder itself, or the one in an environment.
 fn site_packages(folder: &Path) -> Option<PathBuf> {
@@ -95,8 +89,7 @@ fn python(folder: &Path) -> Result<String, String> {
 
 /// Version of the CUDA toolkit in its usual place.
 fn nvcc(options: &Options) -> Fact<Option<String>> {
-    const FROM: &str = "/usr/local/cuda/version.json";
-    let Ok(text) = options.text(FROM) else { return Fact::known(None, FROM) };
+    let Ok(text) = options.text(CUDA) else { return Fact::known(None, CUDA) };
     let json = serde_json::from_str::<serde_json::Value>(&text).ok();
     let part = |name: &str| {
         let version = json.as_ref()?.pointer(&format!("/{name}/version"))?.as_str()?;
@@ -104,8 +97,8 @@ fn nvcc(options: &Options) -> Fact<Option<String>> {
         Some(format!("{}.{}", numbers.next()?, numbers.next()?))
     };
     match part("cuda_nvcc").or_else(|| part("cuda")) {
-        Some(version) => Fact::known(Some(version), FROM),
-        None => Fact::unread("it names no version of nvcc", FROM),
+        Some(version) => Fact::known(Some(version), CUDA),
+        None => Fact::unread("it names no version of nvcc", CUDA),
     }
 }
 
@@ -131,11 +124,14 @@ mod tests {
             ..Options::default()
         };
         let facts = official(&options);
-        let found = facts.distributions.get().unwrap();
+        let found = facts.distributions.get().unwrap().as_ref().unwrap();
         assert_eq!(found["torch"], "2.3.0+cu121");
         assert_eq!(found["deepspeed"], "0.11.1");
-        assert_eq!(facts.python.get().unwrap(), "3.10");
+        assert_eq!(facts.python.get().unwrap().as_deref(), Some("3.10"));
         assert_eq!(facts.nvcc.get().unwrap().as_deref(), Some("12.4"));
-        assert!(facts.script.get().is_err());
+        assert_eq!(facts.script.get().unwrap(), &None);
+        let nowhere = Official { python: Some(root.path().join("none")), script: None };
+        let options = Options { official: Some(nowhere), ..options };
+        assert!(official(&options).distributions.get().is_err());
     }
 }

@@ -43,8 +43,8 @@ fn devices(options: &Options) -> Result<Vec<PathBuf>, String> {
 }
 
 fn pci_states(options: &Options) -> Fact<Vec<PciState>> {
-    let states = devices(options)
-        .map(|folders| folders.iter().filter_map(|folder| state(folder)).collect());
+    let states =
+        devices(options).map(|folders| folders.iter().filter_map(|folder| state(folder)).collect());
     Fact::from_result(states, BUS)
 }
 

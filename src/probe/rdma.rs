@@ -60,8 +60,7 @@ fn port(device: &str, folder: &Path, port: &Path) -> RdmaPort {
         rate_gbps: text("rate").split(' ').next().and_then(|rate| rate.parse().ok()),
         physical: (!physical.is_empty()).then_some(physical),
         firmware: firmware.map(|firmware| firmware.trim().to_owned()),
-        driver: driver
-            .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned())),
+        driver: driver.and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned())),
         numa_node: read(&folder.join("device/numa_node")).and_then(|text| text.parse().ok()),
         errors: ERRORS.iter().filter_map(count).collect::<BTreeMap<_, _>>(),
         gids: (0..GIDS).filter_map(|index| gid(port, index)).collect(),

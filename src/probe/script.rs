@@ -16,9 +16,8 @@ const COUNTED: u64 = 16 << 20;
 /// Reads a script and the files that it names.
 pub(super) fn read(path: &Path) -> Result<LaunchScript, String> {
     let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
-    let (launcher, words) = command(&text).ok_or(
-        "no line of it starts torchrun, deepspeed, accelerate or python with a .py file",
-    )?;
+    let (launcher, words) = command(&text)
+        .ok_or("no line of it starts torchrun, deepspeed, accelerate or python with a .py file")?;
     let at = words.iter().position(|word| word.ends_with(".py")).ok_or("it names no .py file")?;
     let options = pairs(&words[at + 1..]);
     let folder = path.parent().unwrap_or(Path::new("."));
@@ -119,9 +118,7 @@ fn statements(text: &str) -> Vec<Vec<String>> {
                 }
                 word.get_or_insert_default().push_str(COMPUTED);
             }
-            (None, '#') if word.is_none() => {
-                while chars.next_if(|next| *next != '\n').is_some() {}
-            }
+            (None, '#') if word.is_none() => while chars.next_if(|next| *next != '\n').is_some() {},
             (None, '\n' | ';' | '&' | '|') => {
                 end(&mut statements, &mut word);
                 statements.push(Vec::new());
@@ -151,7 +148,8 @@ fn resolve(text: &str, variables: &BTreeMap<String, String>) -> String {
     while let Some((before, after)) = rest.split_once('$') {
         out += before;
         let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        let (name, default, behind) = match after.strip_prefix('{').and_then(|r| r.split_once('}')) {
+        let (name, default, behind) = match after.strip_prefix('{').and_then(|r| r.split_once('}'))
+        {
             Some((inner, behind)) => {
                 let (name, default) = inner.split_once(":-").unwrap_or((inner, ""));
                 (name, default, behind)
@@ -203,8 +201,7 @@ fn deepspeed(text: &str) -> Result<DeepSpeedConfig, String> {
 
 /// What stands in a training program, comments left out.
 fn marks(text: &str) -> BTreeSet<CodeMark> {
-    let code: Vec<&str> =
-        text.lines().map(|line| line.split('#').next().unwrap_or("")).collect();
+    let code: Vec<&str> = text.lines().map(|line| line.split('#').next().unwrap_or("")).collect();
     let has = |needles: &[&str]| code.iter().any(|line| needles.iter().any(|n| line.contains(n)));
     let mut found = BTreeSet::new();
     let mut mark = |mark, needles: &[&str]| {

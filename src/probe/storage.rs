@@ -132,7 +132,7 @@ mod tests {
     fn a_folder_that_is_not_there_yet_is_judged_by_the_nearest_one() {
         let root = tempfile::tempdir().unwrap();
         let real = root.path().canonicalize().unwrap();
-        std::fs::create_dir(real.join("a")).unwrap();
+        fs::create_dir(real.join("a")).unwrap();
         let options = Options {
             folders: vec![
                 (Place::Output, real.join("a/../runs/one")),

@@ -80,8 +80,7 @@ pub(super) fn processes(options: &Options) -> Fact<ProcessTable> {
         Ok(entries) => entries,
         Err(error) => return Fact::unread(error.to_string(), FROM),
     };
-    let mut table =
-        ProcessTable { total: 0, zombies: 0, blocked: 0, daemons: BTreeSet::new() };
+    let mut table = ProcessTable { total: 0, zombies: 0, blocked: 0, daemons: BTreeSet::new() };
     for entry in entries.flatten() {
         let name = entry.file_name();
         if !name.to_string_lossy().starts_with(|c: char| c.is_ascii_digit()) {
@@ -213,14 +212,13 @@ fn pressure(options: &Options) -> Fact<Option<Pressure>> {
 fn cgroup_events(options: &Options) -> Fact<CgroupEvents> {
     const FROM: &str = "/sys/fs/cgroup";
     let group = options.text("/proc/self/cgroup").ok();
-    let unified = group.as_deref().and_then(|list| list.lines().find_map(|l| l.strip_prefix("0::")));
+    let unified =
+        group.as_deref().and_then(|list| list.lines().find_map(|l| l.strip_prefix("0::")));
     let folder = format!("{FROM}{}", unified.unwrap_or("").trim_end_matches('/'));
     let text = |file: &str| options.text(&format!("{folder}/{file}")).unwrap_or_default();
     let (events, stat) = (text("memory.events"), text("cpu.stat"));
     let number = |text: &str, name: &str| -> u64 {
-        text.lines()
-            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
-            .unwrap_or(0)
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
     };
     let events = CgroupEvents {
         oom_kills: number(&events, "oom_kill "),

@@ -18,7 +18,7 @@ use crate::{
 
 /// Columns of the verdict and of the id.
 const VERDICT_WIDTH: usize = 9;
-const ID_WIDTH: usize = 25;
+const ID_WIDTH: usize = 31;
 /// Column in which the text of a problem begins.
 const TEXT_COLUMN: usize = 2 + VERDICT_WIDTH + 8;
 

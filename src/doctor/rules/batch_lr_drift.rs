@@ -16,6 +16,8 @@ pub(super) static RULE: Rule = Rule {
            each of several: 128 samples a step instead of 8 on eight GPUs, at the same learning \
            rate. That is 16 times fewer steps, and another result. qvl-train fixes the batch of \
            the whole job.",
+    reads: "the job, or the official scripts",
+    fix: "keep batch x accumulation x ranks, or scale the learning rate on purpose",
     check: Check::Job(check),
 };
 

@@ -17,6 +17,8 @@ pub(super) static TRAINER_MISSING: Rule = Rule {
     source: "this project",
     docs: "What a driver must be able to do depends on the trainer's file: which libraries it \
            needs, and which PTX is in it. Without the file these checks are not known.",
+    reads: "the trainer's file",
+    fix: "build it, or name it with --trainer",
     check: Check::Node(trainer_missing),
 };
 
@@ -29,6 +31,8 @@ pub(super) static TRAINER_WITHOUT_CUDA: Rule = Rule {
     source: "this project",
     docs: "A trainer that was built without the feature `cuda` has no GPU code in it and needs no \
            CUDA library. It would compute on CPUs, or refuse the job.",
+    reads: "DT_NEEDED and PTX of the trainer",
+    fix: "build it with --features nccl, or set spec.world.compute: cpu",
     check: Check::Node(without_cuda),
 };
 
@@ -40,6 +44,8 @@ pub(super) static LIBRARY_MISSING: Rule = Rule {
     applies: Applies::Always,
     source: "ELF DT_NEEDED; ld.so(8) for the order of the search",
     docs: "The loader refuses to start a program when one of its libraries is nowhere in its path.",
+    reads: "DT_NEEDED of the trainer, the loader's folders",
+    fix: "install the library, or add its folder to LD_LIBRARY_PATH",
     check: Check::Node(library_missing),
 };
 
@@ -52,6 +58,8 @@ pub(super) static BINARY_SKEW: Rule = Rule {
     source: "this project: ranks exchange tensors in an order that the build decides",
     docs: "Ranks of different builds may exchange different tensors under the same name, and train \
            something that no single build would.",
+    reads: "SHA-256 of the trainer on all nodes",
+    fix: "copy the trainer of the majority to the outliers",
     check: Check::Agree(Agreement {
         what: "SHA-256 of the trainer",
         read: |node, _demand| Ok(node.trainer.sha256.get()?.clone()),

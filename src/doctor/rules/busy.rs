@@ -19,6 +19,8 @@ pub(super) static RULE: Rule = Rule {
     docs: "Memory that another program or a leaked process holds is missing to the job, and its \
            kernels slow the job down. With a job, memory blocks when the rest is less than its \
            estimate. Processes of other containers may be hidden while their memory is not.",
+    reads: "nvmlDeviceGetComputeRunningProcesses_v3, nvmlDeviceGetMemoryInfo_v2",
+    fix: "end the process, or wait for it",
     check: Check::Node(check),
 };
 

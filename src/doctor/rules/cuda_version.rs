@@ -6,7 +6,7 @@ use crate::{
         gpus::{GpuVerdict, Texts, each_gpu},
         table,
     },
-    facts::NodeFacts,
+    facts::{NodeFacts, PtxModule, Unread},
 };
 
 pub(super) static CUDA_TOO_NEW: Rule = Rule {
@@ -19,6 +19,8 @@ pub(super) static CUDA_TOO_NEW: Rule = Rule {
     docs: "Programs of one CUDA major version run on every driver from a minimum on. The major \
            version is that of the CUDA libraries in the trainer's file. An older driver refuses to \
            initialise, with error 35.",
+    reads: "DT_NEEDED of the trainer, nvmlSystemGetDriverVersion",
+    fix: "upgrade the driver, or build the trainer with an older CUDA",
     check: Check::Node(cuda_too_new),
 };
 
@@ -32,6 +34,8 @@ pub(super) static PTX_TOO_NEW: Rule = Rule {
     docs: "Kernels that are stored as PTX are compiled by the driver when the trainer starts, and \
            this is outside of CUDA's minor-version compatibility: the driver branch must know the \
            PTX version of the nvcc that built the trainer, else error 222.",
+    reads: "PTX in .rodata and .nv_fatbin of the trainer, nvmlSystemGetDriverVersion",
+    fix: "upgrade the driver, or build the trainer with an older nvcc",
     check: Check::Node(ptx_too_new),
 };
 
@@ -45,19 +49,15 @@ pub(super) static ARCH_NOT_COVERED: Rule = Rule {
     docs: "Machine code runs on the same major architecture from its minor version on; PTX runs on \
            its target and everything newer. A target that ends in `a` runs on that architecture \
            alone. Without any, kernels fail with error 209.",
+    reads: "PTX and machine code in the trainer, nvmlDeviceGetCudaComputeCapability",
+    fix: "build with CUDA_COMPUTE_CAP of the oldest GPU, or leave the GPU out",
     check: Check::Node(arch_not_covered),
 };
 
 /// CUDA major version of the trainer, by the names of the libraries that it needs.
 fn cuda_major(needed: &[crate::facts::Needed]) -> Option<(u32, &str)> {
-    ["libcudart.so.", "libcublas.so.", "libcublasLt.so.", "libnvrtc.so."].iter().find_map(
-        |prefix| {
-            needed.iter().find_map(|library| {
-                let major = library.name.strip_prefix(prefix)?.split('.').next()?.parse().ok()?;
-                Some((major, library.name.as_str()))
-            })
-        },
-    )
+    let mut names = needed.iter().map(|library| library.name.as_str());
+    names.find_map(|name| Some((crate::doctor::cuda_major(name)?, name)))
 }
 
 fn cuda_too_new(node: &NodeFacts, demand: &Demand) -> Outcome {
@@ -65,9 +65,8 @@ fn cuda_too_new(node: &NodeFacts, demand: &Demand) -> Outcome {
     let Some((major, library)) = cuda_major(needed) else {
         return Err(Stop::skip("the trainer needs no versioned CUDA library"));
     };
-    let Some((_major, minimum)) = table::MINIMUM_DRIVER.iter().find(|(known, _)| *known == major)
-    else {
-        return Err(crate::facts::Unread {
+    let Some(minimum) = table::minimum_driver(major) else {
+        return Err(Unread {
             why: format!("no minimum driver is known for CUDA {major}"),
             from: library.to_owned(),
         }
@@ -88,36 +87,61 @@ fn cuda_too_new(node: &NodeFacts, demand: &Demand) -> Outcome {
     Ok(Judgement::from_option(problem, evidence))
 }
 
+/// PTX that the driver will have to compile: all that stands alone, and that beside machine code
+/// if a GPU of the node has none for it.
+fn compiled(node: &NodeFacts) -> Result<Vec<&PtxModule>, Stop> {
+    let mut modules: Vec<&PtxModule> = node.trainer.ptx.get()?.iter().collect();
+    let fat = node.trainer.fat_ptx.get()?;
+    if !fat.is_empty() {
+        let sass = node.trainer.sass.get()?;
+        let has_code = |have: u32| sass.iter().any(|s| s.arch / 10 == have / 10 && s.arch <= have);
+        for gpu in node.nvml.gpus.get()? {
+            if !has_code(*gpu.compute_capability.get()?) {
+                modules.extend(fat);
+                break;
+            }
+        }
+    }
+    Ok(modules)
+}
+
 fn ptx_too_new(node: &NodeFacts, demand: &Demand) -> Outcome {
     let fact = &node.trainer.ptx;
-    let Some(newest) = fact.get()?.iter().max_by_key(|ptx| ptx.version) else {
-        return Err(Stop::skip("the trainer has no PTX in it"));
+    let Some(newest) = compiled(node)?.into_iter().max_by_key(|ptx| ptx.version) else {
+        return Err(Stop::skip("the trainer has no PTX that the driver must compile"));
     };
     let name = format!("{}.{}", newest.version / 10, newest.version % 10);
-    let known = table::PTX_DRIVER.iter().find(|(version, _, _)| *version == newest.version);
-    let Some((_version, cuda, branch)) = known else {
-        return Err(crate::facts::Unread {
+    let Some((cuda, branch)) = table::ptx(newest.version) else {
+        return Err(Unread {
             why: format!("no minimum driver is known for PTX {name}"),
             from: fact.from().to_owned(),
         }
         .into());
     };
+    let shipped = table::full_driver(cuda).unwrap_or("a newer one");
     let driver = node.nvml.driver_version.get()?;
     let have = table::version(driver).first().copied().unwrap_or(0);
     let evidence =
         Evidence::of(fact, format!("PTX {name}"), format!("driver branch {branch} or newer"));
-    let problem = (have < *branch).then(|| Problem {
+    let problem = (have < branch).then(|| Problem {
         severity: Severity::Block,
         what: format!("the trainer has PTX {name} (nvcc {cuda}), which needs driver {branch}; here is {driver}"),
         impact: format!("every kernel of {} fails to load with CUDA error 222", demand.name()),
-        fix: format!("upgrade the driver to branch {branch}, or build the trainer with an older nvcc"),
-        see: "strings qvl-train | grep -m1 '^.version'; nvidia-smi".to_owned(),
+        fix: format!(
+            "upgrade the driver to branch {branch} (CUDA {cuda} came with {shipped}), or build the trainer with an older nvcc"
+        ),
+        see: "qvl doctor binary qvl-train; nvidia-smi".to_owned(),
     });
     Ok(Judgement::from_option(problem, evidence))
 }
 
 fn arch_not_covered(node: &NodeFacts, demand: &Demand) -> Outcome {
-    let (ptx, sass) = (node.trainer.ptx.get()?, node.trainer.sass.value());
+    let (alone, sass) = (node.trainer.ptx.get()?, node.trainer.sass.value());
+    // Programs beside machine code count when there are no others.
+    let ptx = match node.trainer.fat_ptx.value() {
+        Some(fat) if alone.is_empty() => fat,
+        Some(_) | None => alone,
+    };
     if ptx.is_empty() && sass.is_none_or(Vec::is_empty) {
         return Err(Stop::skip("the trainer has no GPU code in it: see trainer-without-cuda"));
     }
@@ -132,7 +156,7 @@ fn arch_not_covered(node: &NodeFacts, demand: &Demand) -> Outcome {
         let have = *gpu.compute_capability.get()?;
         let by_ptx = ptx.iter().any(|ptx| runs_on(&ptx.target, have));
         // Objects of machine code cover one library, not all kernels; PTX is what counts here.
-        let by_code = ptx.is_empty()
+        let by_code = alone.is_empty()
             && sass.into_iter().flatten().any(|s| s.arch / 10 == have / 10 && s.arch <= have);
         let evidence =
             Evidence::of(&node.trainer.ptx, offered.clone(), format!("one that runs on sm_{have}"));

@@ -13,6 +13,8 @@ pub(super) static RULE: Rule = Rule {
     source: "`qvl data lint`",
     docs: "Samples without answers, pictures that cannot be read and boxes outside of their \
            pictures make a training pointless or end it in the middle.",
+    reads: "the data lint",
+    fix: "repair the samples that `qvl data lint` names",
     check: Check::Job(check),
 };
 

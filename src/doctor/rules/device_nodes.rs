@@ -17,6 +17,8 @@ pub(super) static DEVICE_NODE_MISSING: Rule = Rule {
     docs: "CUDA opens /dev/nvidiactl, /dev/nvidia-uvm and one /dev/nvidia<N> for each GPU. In a \
            container they are missing when the runtime did not mount them; nvidia-smi needs only \
            some of them and so proves nothing.",
+    reads: "/dev/nvidia*",
+    fix: "nvidia-modprobe -c 0 -u; in a container, a device list of the NVIDIA toolkit (CDI)",
     check: Check::Node(missing),
 };
 
@@ -30,6 +32,8 @@ pub(super) static CGROUP_DEVICE_DENIED: Rule = Rule {
     docs: "The control group of a container has a list of allowed devices. `systemctl \
            daemon-reload` may drop GPUs from it while the container runs, and then the file is \
            there but cannot be opened.",
+    reads: "open of /dev/nvidia* for reading and writing",
+    fix: "use the systemd cgroup driver or CDI, and restart the container",
     check: Check::Node(denied),
 };
 

@@ -17,6 +17,8 @@ pub(super) static DRIVER_MODULE_MISMATCH: Rule = Rule {
     source: "https://docs.nvidia.com/deploy/nvml-api/ (NVML_ERROR_LIB_RM_VERSION_MISMATCH)",
     docs: "A package upgrade replaces the libraries at once, but the kernel module only when it is \
            loaded again. Until then new processes fail to initialise CUDA, while old ones go on.",
+    reads: "/proc/driver/nvidia/version, nvmlSystemGetDriverVersion",
+    fix: "load the kernel module again, or reboot",
     check: Check::Node(module_mismatch),
 };
 
@@ -30,6 +32,8 @@ pub(super) static DRIVER_SKEW: Rule = Rule {
     docs: "Nodes of different driver versions may work together, but faults that show on some \
            nodes only are then hard to explain. Whether a version breaks this job is judged by \
            cuda-too-new and ptx-too-new, node by node.",
+    reads: "nvmlSystemGetDriverVersion on all nodes",
+    fix: "upgrade the outliers, or leave them out",
     check: Check::Agree(Agreement {
         what: "driver version",
         read: |node, _demand| Ok(node.nvml.driver_version.get()?.clone()),
@@ -48,6 +52,8 @@ pub(super) static KERNEL_MODULE_MISSING: Rule = Rule {
     source: "NVIDIA gpu-operator validator; DCGM deny list (nouveau)",
     docs: "CUDA needs the module nvidia_uvm besides nvidia; without it nvidia-smi works and cuInit \
            fails. The module nouveau drives the same hardware and keeps nvidia from loading.",
+    reads: "/proc/modules",
+    fix: "modprobe nvidia_uvm; blacklist nouveau",
     check: Check::Node(module_missing),
 };
 

@@ -18,6 +18,8 @@ pub(super) static RULE: Rule = Rule {
     source: "CUDA programming guide, compute capabilities (bf16 from 8.0)",
     docs: "bf16 arithmetic exists from compute capability 8.0 (Ampere) on. On older GPUs kernels \
            for it are missing or emulated.",
+    reads: "nvmlDeviceGetCudaComputeCapability, spec.model.dtype",
+    fix: "choose f16 or f32, or other GPUs",
     check: Check::Node(check),
 };
 

@@ -17,6 +17,8 @@ pub(super) static BAD_CUDA_ENV: Rule = Rule {
     source: "leptonai/gpud, component bad-envs; CUDA-GDB manual",
     docs: "Variables for debugging and profiling make kernels run one after another, write core \
            dumps of the whole GPU memory, or load a profiler into every rank.",
+    reads: "the environment",
+    fix: "unset the variable",
     check: Check::Node(bad),
 };
 
@@ -29,6 +31,8 @@ pub(super) static ENV_SKEW: Rule = Rule {
     source: "Google cluster-health-scanner configcheck",
     docs: "Ranks that read different settings choose different paths and protocols, and may then \
            wait for each other. Variables that must differ, such as RANK, are not compared.",
+    reads: "the environment on all nodes",
+    fix: "set the same variables on all nodes",
     check: Check::Agree(Agreement {
         what: "variables of NCCL, CUDA and OpenMP",
         read: |node, _demand| {

@@ -18,6 +18,8 @@ pub(super) static RULE: Rule = Rule {
     docs: "On NVSwitch machines the Fabric Manager must have registered every GPU before CUDA \
            starts: cuInit returns 802 otherwise, for one GPU as for many. Registration that is \
            completed with an error, or with a degraded or wrong route, fails too.",
+    reads: "nvmlDeviceGetGpuFabricInfoV, cuInit",
+    fix: "start the Fabric Manager of the driver's version",
     check: Check::Node(check),
 };
 

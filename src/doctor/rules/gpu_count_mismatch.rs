@@ -17,6 +17,8 @@ pub(super) static RULE: Rule = Rule {
            CUDA_VISIBLE_DEVICES, or be missing altogether. A launcher that does not look starts \
            more ranks than there are GPUs, and they hang in the rendezvous. In a container the \
            bus shows the GPUs of the host, so only too few of them count there.",
+    reads: "/sys/bus/pci/devices, nvmlDeviceGetCount_v2, CUDA_VISIBLE_DEVICES",
+    fix: "lower the number of ranks, or leave the node out",
     check: Check::Node(check),
 };
 

@@ -18,6 +18,8 @@ pub(super) static GPU_LOST: Rule = Rule {
     docs: "A GPU that fell off the bus still counts, but every call on it fails, and its \
            configuration space reads all ones. Only a reboot or a power cycle brings it back. One \
            lost GPU often makes driver calls on the others slow.",
+    reads: "nvmlDeviceGetHandleByIndex_v2, PCI configuration space",
+    fix: "reboot the node; if the GPU is lost again, leave it out",
     check: Check::Node(lost),
 };
 
@@ -30,6 +32,8 @@ pub(super) static RECOVERY_ACTION_PENDING: Rule = Rule {
     source: "NVML field 230, GET_GPU_RECOVERY_ACTION (driver 565 and newer)",
     docs: "From driver 565 on the driver says itself what a GPU needs after an error: a reset, a \
            reboot, or that peers stop using it. Work started before that fails or is wrong.",
+    reads: "nvmlDeviceGetFieldValues 230",
+    fix: "do what the action says: reset, reboot or drain",
     check: Check::Node(recovery),
 };
 

@@ -17,6 +17,8 @@ pub(super) static COMPUTE_MODE_EXCLUSIVE: Rule = Rule {
     source: "https://docs.nvidia.com/cuda/cuda-c-programming-guide/#compute-modes",
     docs: "In mode prohibited no program may compute. In mode exclusive one process may: a rank \
            works, but a leaked process or a tool that looks at the GPU locks the next rank out.",
+    reads: "nvmlDeviceGetComputeMode",
+    fix: "nvidia-smi -c DEFAULT",
     check: Check::Node(compute_mode),
 };
 
@@ -30,6 +32,8 @@ pub(super) static MIG_ENABLED: Rule = Rule {
     docs: "Ranks on slices of a divided GPU cannot reach each other: no peer access and no NCCL \
            between instances. One rank on one slice works. A mode that changes at the next reset \
            is only a warning.",
+    reads: "nvmlDeviceGetMigMode",
+    fix: "nvidia-smi -mig 0 and a reset, or one rank",
     check: Check::Node(mig),
 };
 
@@ -42,6 +46,8 @@ pub(super) static PERSISTENCE_OFF: Rule = Rule {
     source: "https://docs.nvidia.com/deploy/driver-persistence/",
     docs: "Without persistence the driver unloads the GPU's state when the last program ends, and \
            loads it again for the next: seconds at every start, and clock and power settings lost.",
+    reads: "nvmlDeviceGetPersistenceMode",
+    fix: "nvidia-smi -pm 1",
     check: Check::Node(persistence),
 };
 

@@ -17,6 +17,8 @@ pub(super) static CGROUP_LIMITS: Rule = Rule {
     source: "https://docs.kernel.org/admin-guide/cgroup-v2.html (memory.max, cpu.max, pids.max)",
     docs: "A container's memory limit kills a rank (exit 137) although the machine has memory \
            left. Few processors or processes slow ranks down or keep them from starting.",
+    reads: "memory.max, cpu.max, pids.max of the control group and its parents",
+    fix: "raise the limit of the container or service",
     check: Check::Node(cgroup),
 };
 
@@ -30,6 +32,8 @@ pub(super) static HOST_MEMORY_SHORT: Rule = Rule {
     docs: "On CPUs every rank holds the model in host memory. On GPUs the weights are mapped once \
            per node. The official loader builds a copy in f32 of 38.6 GB in every rank before it \
            moves the model to its GPU.",
+    reads: "MemAvailable of /proc/meminfo, the plan's estimate",
+    fix: "fewer ranks on the node, or more memory",
     check: Check::Node(host_memory),
 };
 

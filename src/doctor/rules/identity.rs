@@ -15,6 +15,8 @@ pub(super) static NODE_MISSING: Rule = Rule {
     applies: Applies::Always,
     source: "AMD-AGI/Primus (a node that never reports fails)",
     docs: "A node of which nothing is known is unknown. It is never left out of the count.",
+    reads: "--expect-nodes, reports of the agents",
+    fix: "start the agent or the doctor on the node that did not report, or leave the node out",
     check: Check::Fleet(missing),
 };
 
@@ -27,6 +29,8 @@ pub(super) static HOST_IDENTITY_CLASH: Rule = Rule {
     source: "NVIDIA/nccl src/misc/utils.cc (host hash of host name and boot id)",
     docs: "NCCL takes ranks with equal host name and boot id for ranks of one machine, and tries \
            shared memory between them. Cloned machines and containers with one name can clash.",
+    reads: "/proc/sys/kernel/hostname, /proc/sys/kernel/random/boot_id",
+    fix: "give each node its own NCCL_HOSTID or host name",
     check: Check::Fleet(clash),
 };
 

@@ -14,6 +14,8 @@ pub(super) static BOOTSTRAP_INTERFACE: Rule = Rule {
     source: "NCCL user guide, NCCL_SOCKET_IFNAME; AMD-AGI/Primus",
     docs: "Ranks first meet over TCP. An interface that does not exist, is down or has no address \
            on one of the nodes makes all ranks wait.",
+    reads: "/sys/class/net, getifaddrs, NCCL_SOCKET_IFNAME",
+    fix: "set NCCL_SOCKET_IFNAME to an interface of all nodes, or unset it",
     check: Check::Node(bootstrap),
 };
 
@@ -26,6 +28,8 @@ pub(super) static VIRTUAL_INTERFACE_FIRST: Rule = Rule {
     source: "awslabs hyperpod-nccl (^lo,docker,efa,veth,virbr)",
     docs: "Without NCCL_SOCKET_IFNAME NCCL takes the first interface that is up and is not lo or \
            docker. A bridge or tunnel that comes first has an address that other nodes cannot reach.",
+    reads: "/sys/class/net, getifaddrs",
+    fix: "export NCCL_SOCKET_IFNAME=^lo,docker,veth,virbr,cni",
     check: Check::Node(virtual_first),
 };
 
@@ -38,11 +42,13 @@ pub(super) static IB_DISABLED_LEFTOVER: Rule = Rule {
     source: "NCCL user guide, NCCL_IB_DISABLE",
     docs: "NCCL_IB_DISABLE=1 is often set while looking for a fault, and stays. Then everything \
            goes over TCP, ten times slower; set on some nodes only, the ranks fail to connect.",
+    reads: "NCCL_IB_DISABLE, /sys/class/infiniband",
+    fix: "unset NCCL_IB_DISABLE on all nodes",
     check: Check::Node(ib_disabled),
 };
 
 /// Whether NCCL's selector takes this interface: prefixes, `^` excludes, `=` exact.
-fn selects(selector: &str, name: &str) -> bool {
+pub(super) fn selects(selector: &str, name: &str) -> bool {
     let (exclude, rest) = match selector.strip_prefix('^') {
         Some(rest) => (true, rest),
         None => (false, selector),
@@ -58,7 +64,7 @@ fn selects(selector: &str, name: &str) -> bool {
     hit != exclude
 }
 
-fn usable(interface: &Interface) -> bool {
+pub(super) fn usable(interface: &Interface) -> bool {
     interface.up && !interface.loopback && !interface.addresses.is_empty()
 }
 

@@ -16,6 +16,8 @@ pub(super) static KERNEL_OLD: Rule = Rule {
     applies: Applies::Always,
     source: "huggingface/accelerate (minimum 5.5); huggingface/peft#1745",
     docs: "Hangs of multi-GPU jobs were reported on older kernels.",
+    reads: "/proc/sys/kernel/osrelease",
+    fix: "upgrade the kernel, or leave the node out",
     check: Check::Node(old),
 };
 
@@ -28,6 +30,8 @@ pub(super) static OS_SKEW: Rule = Rule {
     source: "AMD-AGI/Primus preflight, drift table",
     docs: "A difference alone breaks nothing; it is the first thing to look at when one node is \
            slower or fails alone.",
+    reads: "/proc/sys/kernel/osrelease, /etc/os-release on all nodes",
+    fix: "upgrade the outliers, or leave them out",
     check: Check::Agree(Agreement {
         what: "kernel and system",
         read: |node, _demand| {
@@ -48,6 +52,8 @@ pub(super) static KERNEL_FAULTS: Rule = Rule {
     source: "node-problem-detector; AMD-AGI/Primus (kernel log patterns)",
     docs: "Out of memory, hung tasks, machine checks and disk errors since boot. They are about the \
            past, so they warn and do not block.",
+    reads: "/dev/kmsg",
+    fix: "find the cause in the kernel log before a long run",
     check: Check::Node(faults),
 };
 
@@ -59,6 +65,8 @@ pub(super) static TIME_DAEMON: Rule = Rule {
     applies: Applies::Nodes,
     source: "AMD-AGI/Primus (none active fails)",
     docs: "Clocks that drift apart make logs of several nodes impossible to merge, and TLS fail.",
+    reads: "/proc/*/stat",
+    fix: "enable chronyd or systemd-timesyncd",
     check: Check::Node(time_daemon),
 };
 

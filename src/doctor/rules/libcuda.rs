@@ -17,6 +17,8 @@ pub(super) static FORWARD_COMPAT_SHADOW: Rule = Rule {
     docs: "The package cuda-compat has a newer libcuda for older drivers of data-center GPUs. On \
            other GPUs, or beside a driver that is newer than it, CUDA fails with 803 or 804. \
            Container images often carry it.",
+    reads: "/proc/self/maps after dlopen libcuda.so.1, cuInit",
+    fix: "take the compat folder out of LD_LIBRARY_PATH and ld.so.conf.d",
     check: Check::Node(forward_compat),
 };
 
@@ -29,6 +31,8 @@ pub(super) static STUB_LIBCUDA: Rule = Rule {
     source: "CUDA driver API, CUDA_ERROR_STUB_LIBRARY (34)",
     docs: "The toolkit has an empty libcuda in a folder `stubs`, for linking on machines without a \
            driver. When LD_LIBRARY_PATH leads there, every CUDA call fails with error 34.",
+    reads: "/proc/self/maps after dlopen libcuda.so.1, cuInit",
+    fix: "take the folder stubs out of LD_LIBRARY_PATH",
     check: Check::Node(stub),
 };
 

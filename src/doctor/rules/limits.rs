@@ -18,6 +18,8 @@ pub(super) static SHM_SMALL: Rule = Rule {
     docs: "NCCL exchanges through /dev/shm between ranks of one node that have no peer access. \
            Containers get 64 MiB of it unless told otherwise; ranks then die with SIGBUS or `No \
            space left on device`.",
+    reads: "statvfs /dev/shm",
+    fix: "docker run --shm-size=16g; in a pod, an emptyDir with medium Memory",
     check: Check::Node(shm),
 };
 
@@ -30,6 +32,8 @@ pub(super) static MEMLOCK_LOW: Rule = Rule {
     source: "awslabs hyperpod-nccl (8 GiB)",
     docs: "RDMA registers memory, and registered memory is locked. Under the usual limit of 8 MiB \
            the registration fails when the communicator starts.",
+    reads: "/proc/self/limits, CapEff of /proc/self/status",
+    fix: "ulimit -l unlimited, or the capability IPC_LOCK",
     check: Check::Node(memlock),
 };
 
@@ -42,6 +46,8 @@ pub(super) static FD_LIMIT: Rule = Rule {
     source: "NCCL user guide (65536 for groups); the least that a rank needs is our own count",
     docs: "Sockets, device files and data files are file descriptors. A rank of this trainer needs \
            a few hundred; NCCL needs some for each peer and channel.",
+    reads: "/proc/self/limits",
+    fix: "ulimit -n 65536, or LimitNOFILE= in the service",
     check: Check::Node(files),
 };
 

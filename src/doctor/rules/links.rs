@@ -19,6 +19,8 @@ pub(super) static PCIE_WIDTH: Rule = Rule {
     docs: "A badly seated card or a bad riser drops lanes; the GPU works, but copies are slow. The \
            width is compared with what both the GPU and the port above can do. The PCIe generation \
            is not judged: an idle link lowers it to save power.",
+    reads: "current_link_width and max_link_width in sysfs, nvmlDeviceGetCurrPcieLinkWidth",
+    fix: "reseat the card and riser, or leave the GPU out",
     check: Check::Node(pcie_width),
 };
 
@@ -31,6 +33,8 @@ pub(super) static NVLINK_INACTIVE: Rule = Rule {
     source: "NVIDIA Health Validation nvlink_active; NVSentinel#1481 (false alarm on PCIe cards)",
     docs: "With a link down NCCL falls back to slower paths or fails at start. Only boards that \
            have NVLink by design are judged; bridges between PCIe cards are optional.",
+    reads: "nvmlDeviceGetNvLinkState",
+    fix: "reset all GPUs of the node; if the link stays down, leave the node out",
     check: Check::Node(nvlink),
 };
 

@@ -22,6 +22,8 @@ pub(super) static ECC_MODE: Rule = Rule {
     docs: "Without error correction a flipped bit changes weights without a trace. A mode that \
            differs between GPUs also changes how much memory they have. GPUs without ECC, and \
            consumer GPUs, are not judged.",
+    reads: "nvmlDeviceGetEccMode",
+    fix: "nvidia-smi -e 1, then a reset",
     check: Check::Node(ecc_mode),
 };
 
@@ -34,6 +36,8 @@ pub(super) static ECC_UNCORRECTED: Rule = Rule {
     source: "facebookresearch/gcm, Azure NHC, Google CHS (limit 0)",
     docs: "An uncorrected error kills the program that touches the page, and the page stays bad \
            until the GPU is reset and the row replaced.",
+    reads: "nvmlDeviceGetTotalEccErrors",
+    fix: "reset the GPU; if errors come back, have it replaced",
     check: Check::Node(ecc_uncorrected),
 };
 
@@ -46,6 +50,8 @@ pub(super) static ROW_REMAP_PENDING: Rule = Rule {
     source: "https://docs.nvidia.com/deploy/a100-gpu-mem-error-mgmt/; NVSentinel#1826",
     docs: "The driver has decided to replace a bad row, but does so only at the next reset. Until \
            then the job computes on memory that is known to be bad.",
+    reads: "nvmlDeviceGetRemappedRows",
+    fix: "reset the GPU",
     check: Check::Node(row_pending),
 };
 
@@ -57,6 +63,8 @@ pub(super) static ROW_REMAP_FAILED: Rule = Rule {
     applies: Applies::Gpus,
     source: "https://docs.nvidia.com/deploy/a100-gpu-mem-error-mgmt/",
     docs: "The bank has no spare rows left. NVIDIA's rule for this state is to replace the GPU.",
+    reads: "nvmlDeviceGetRemappedRows",
+    fix: "leave the GPU out and have it replaced",
     check: Check::Node(row_failed),
 };
 
@@ -69,6 +77,8 @@ pub(super) static RETIRED_PAGES: Rule = Rule {
     source: "DCGM (63 pages, soft limit 15 after double-bit errors)",
     docs: "GPUs before Ampere retire bad pages instead of replacing rows. 64 is all that the \
            driver can note, so 63 is the end; a pending retirement needs a reset first.",
+    reads: "nvmlDeviceGetRetiredPages_v2",
+    fix: "reset the GPU; have it replaced at the limit",
     check: Check::Node(retired_pages),
 };
 

@@ -20,6 +20,8 @@ pub(super) static MEMORY_TOO_SMALL: Rule = Rule {
     docs: "Every rank holds the whole model, so the smallest GPU decides. The estimate is that of \
            `qvl plan` with 1 GiB for the CUDA context and libraries; the driver's own share of the \
            memory does not count as usable. Less than 5 % to spare is a warning.",
+    reads: "nvmlDeviceGetMemoryInfo_v2, the plan's estimate",
+    fix: "lower data.maxLength or batch.unit, or leave the small GPU out",
     check: Check::Node(too_small),
 };
 
@@ -32,6 +34,8 @@ pub(super) static MEMORY_SKEW: Rule = Rule {
     source: "AMD-AGI/Primus (1 %)",
     docs: "A GPU with less memory than the others is another model, or one with ECC set \
            differently: the job runs out of memory on that rank only.",
+    reads: "nvmlDeviceGetMemoryInfo_v2 on all nodes",
+    fix: "leave the odd GPUs out, or choose nodes of one product",
     check: Check::Fleet(skew),
 };
 

@@ -19,6 +19,8 @@ pub(super) static NCCL_DUPLICATE: Rule = Rule {
     source: "awslabs hyperpod-nccl (wheels and system packages side by side)",
     docs: "With several NCCL files the order of the path decides which one a rank takes, and it \
            may differ between a login shell and a launcher.",
+    reads: "libnccl.so.2 in the loader's folders",
+    fix: "leave one in LD_LIBRARY_PATH and ld.so.conf.d",
     check: Check::Node(duplicate),
 };
 
@@ -30,6 +32,8 @@ pub(super) static NCCL_SKEW: Rule = Rule {
     applies: Applies::GpuNodes,
     source: "NVIDIA/nccl: ranks of one communicator must have one version",
     docs: "Ranks with different NCCL versions fail at start, or hang in the first collective.",
+    reads: "libnccl.so.2 in the loader's folders, on all nodes",
+    fix: "install the version of the majority, or pin the image by digest",
     check: Check::Agree(Agreement {
         what: "NCCL",
         read: |node, _demand| match node.trainer.nccl.get()?.first() {

@@ -18,6 +18,8 @@ pub(super) static NVML_UNAVAILABLE: Rule = Rule {
            container that was started without the NVIDIA runtime, and refuses to work when the \
            kernel module is not loaded or is of another version than the library. No GPU rank can \
            start then. A missing library is a failure here, never a healthy machine without GPUs.",
+    reads: "dlopen libnvidia-ml.so.1, nvmlInit_v2",
+    fix: "install or load the driver; in a container, run it with the NVIDIA runtime",
     check: Check::Node(unavailable),
 };
 
@@ -31,6 +33,8 @@ pub(super) static DRIVER_HANG: Rule = Rule {
     docs: "A driver that wedges answers queries late or never. The doctor asks the driver in a \
            process of its own and kills it after 5 seconds, so that it can report the call that \
            hangs. A rank on such a node would hang in its first CUDA call, without a message.",
+    reads: "time of each driver call, in a process of its own",
+    fix: "reset the GPU or reboot the node",
     check: Check::Node(hang),
 };
 

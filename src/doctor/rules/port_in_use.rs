@@ -17,6 +17,8 @@ pub(super) static RULE: Rule = Rule {
     docs: "Rank 0 listens on MASTER_PORT. A port that another job holds makes the rendezvous fail, \
            or connects ranks of two jobs. The launcher chooses a free port itself, so this is \
            judged only when MASTER_PORT is set.",
+    reads: "bind of MASTER_PORT",
+    fix: "choose a free port, or end the program that has it",
     check: Check::Node(check),
 };
 

@@ -19,6 +19,8 @@ pub(super) static WORLD_SIZE_MISMATCH: Rule = Rule {
     source: "https://pytorch.org/docs/stable/elastic/run.html#environment-variables",
     docs: "Ranks wait until WORLD_SIZE of them have met. A value from another job, or a RANK that \
            is not below it, lets them wait for ever. The launcher sets all of them itself.",
+    reads: "WORLD_SIZE, RANK, LOCAL_RANK",
+    fix: "unset them; the launcher sets them",
     check: Check::Node(world_size),
 };
 
@@ -31,6 +33,8 @@ pub(super) static RANK_GPU_CLASH: Rule = Rule {
     source: "NVIDIA/nccl: `Duplicate GPU detected`",
     docs: "Two ranks on one GPU are refused by NCCL, and run out of memory without it. It happens \
            when CUDA_VISIBLE_DEVICES names a GPU twice, or when there are more ranks than GPUs.",
+    reads: "CUDA_VISIBLE_DEVICES, nvmlDeviceGetUUID",
+    fix: "start at most one rank for each GPU",
     check: Check::Node(gpu_clash),
 };
 

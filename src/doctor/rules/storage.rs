@@ -17,6 +17,8 @@ pub(super) static STORAGE_UNWRITABLE: Rule = Rule {
     source: "leptonai/gpud disk component",
     docs: "The output folder and TMPDIR must be writable, the model and data readable, by the user \
            that runs the ranks. Otherwise the job trains until its first save, and fails.",
+    reads: "access(2) of the job's folders",
+    fix: "mount the folder, or change its owner or mode",
     check: Check::Node(unwritable),
 };
 
@@ -29,6 +31,8 @@ pub(super) static DISK_SHORT: Rule = Rule {
     source: "leptonai/gpud (under 500 MB free); checkpoints are those of the job",
     docs: "A checkpoint is written beside the old ones before one of them is removed, so one more \
            than spec.checkpoint.keep must fit.",
+    reads: "statvfs of the job's folders",
+    fix: "free space, name another spec.output, or keep fewer checkpoints",
     check: Check::Node(short),
 };
 

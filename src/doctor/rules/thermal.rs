@@ -18,6 +18,8 @@ pub(super) static HW_THROTTLE: Rule = Rule {
     docs: "Slowdown by the hardware means heat, a power brake or a bad cable. The reasons are bits \
            of one number, so several may be set at once; idle (0x1) and the software power cap \
            (0x4) are normal. A bit counts when every sample has it.",
+    reads: "nvmlDeviceGetCurrentClocksEventReasons, two samples",
+    fix: "check cooling, power cables and power supplies",
     check: Check::Node(throttle),
 };
 
@@ -30,6 +32,8 @@ pub(super) static TEMPERATURE_MARGIN: Rule = Rule {
     source: "leptonai/gpud temperature (margin)",
     docs: "A GPU that is hot before the job begins will slow down under load, and all ranks wait \
            for the slowest at every step.",
+    reads: "nvmlDeviceGetTemperature, nvmlDeviceGetTemperatureThreshold",
+    fix: "check fans, filters and air flow",
     check: Check::Node(margin),
 };
 
@@ -42,6 +46,8 @@ pub(super) static POWER_CAP: Rule = Rule {
     source: "NVIDIA Health Validation gpu_power_limit",
     docs: "A limit well below the default makes one GPU slower than its peers, and with \
            synchronous training the slowest sets the pace.",
+    reads: "nvmlDeviceGetEnforcedPowerLimit, nvmlDeviceGetPowerManagementDefaultLimit",
+    fix: "nvidia-smi -pl <default watts>",
     check: Check::Node(power_cap),
 };
 

@@ -15,6 +15,8 @@ pub(super) static RULE: Rule = Rule {
     docs: "CUDA reads the list from the left and ignores everything from the first entry that it \
            does not know. A list that was right on another machine, or before a GPU was replaced, \
            so hides GPUs without a message.",
+    reads: "CUDA_VISIBLE_DEVICES, nvmlDeviceGetUUID",
+    fix: "unset CUDA_VISIBLE_DEVICES",
     check: Check::Node(check),
 };
 

@@ -22,6 +22,8 @@ pub(super) static RULE: Rule = Rule {
            GPU. Only lines of this boot and after the last load of the driver count. Reading the \
            log needs CAP_SYSLOG; without it the check is unknown, but does not stop a launch, \
            because NVML shows the lasting ones of these faults too.",
+    reads: "/dev/kmsg",
+    fix: "the action of NVIDIA's catalog for the code, then run the doctor again",
     check: Check::Node(check),
 };
 

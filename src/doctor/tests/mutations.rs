@@ -13,18 +13,18 @@ use crate::{
     },
 };
 
-type Mutation = fn(&mut Snapshot, &mut Demand);
+pub(super) type Mutation = fn(&mut Snapshot, &mut Demand);
 
-fn first(snapshot: &mut Snapshot) -> &mut NodeFacts {
+pub(super) fn first(snapshot: &mut Snapshot) -> &mut NodeFacts {
     snapshot.nodes.values_mut().next().expect("a node")
 }
 
-fn all(snapshot: &mut Snapshot, f: impl Fn(&mut NodeFacts)) {
+pub(super) fn all(snapshot: &mut Snapshot, f: impl Fn(&mut NodeFacts)) {
     snapshot.nodes.values_mut().for_each(f);
 }
 
 /// Changes GPU 0 of the first node.
-fn gpu(snapshot: &mut Snapshot, f: impl FnOnce(&mut GpuFacts)) {
+pub(super) fn gpu(snapshot: &mut Snapshot, f: impl FnOnce(&mut GpuFacts)) {
     change_gpu(first(snapshot), 0, f);
 }
 
@@ -33,7 +33,7 @@ fn pci(snapshot: &mut Snapshot, f: impl FnOnce(&mut Vec<PciGpu>)) {
 }
 
 /// The driver of all nodes, library and module.
-fn driver(snapshot: &mut Snapshot, version: &str) {
+pub(super) fn driver(snapshot: &mut Snapshot, version: &str) {
     all(snapshot, |node| {
         change(&mut node.nvml.driver_version, |known| version.clone_into(known));
         change(&mut node.driver.kernel_module, |module| {
@@ -49,7 +49,22 @@ fn needs(node: &mut NodeFacts, library: &str) {
     });
 }
 
-pub(super) const MUTATIONS: &[(&str, Mutation)] = &[
+/// Changes all GPUs of all nodes.
+pub(super) fn gpus(snapshot: &mut Snapshot, f: impl Fn(&mut GpuFacts)) {
+    all(snapshot, |node| change(&mut node.nvml.gpus, |gpus| gpus.iter_mut().for_each(&f)));
+}
+
+/// One broken thing for each rule, of all files.
+pub(super) fn mutations() -> Vec<(&'static str, Mutation)> {
+    [FIRST, super::mutations_host::HOST, super::mutations_gpu::GPU]
+        .into_iter()
+        .chain([super::mutations_network::NETWORK, super::mutations_official::OFFICIAL])
+        .flatten()
+        .copied()
+        .collect()
+}
+
+const FIRST: &[(&str, Mutation)] = &[
     ("node-missing", |s, _d| {
         s.expected.insert(NodeName("n9".to_owned()));
     }),
@@ -112,7 +127,7 @@ pub(super) const MUTATIONS: &[(&str, Mutation)] = &[
     ("persistence-off", |s, _d| gpu(s, |gpu| change(&mut gpu.persistence, |on| *on = false))),
     ("ecc-mode", |s, _d| {
         let off = Some(EccMode { current: false, pending: false });
-        gpu(s, |gpu| change(&mut gpu.ecc, |ecc| *ecc = off));
+        gpus(s, |gpu| change(&mut gpu.ecc, |ecc| *ecc = off));
     }),
     ("ecc-uncorrected", |s, _d| {
         gpu(s, |gpu| change(&mut gpu.ecc_uncorrected_volatile, |errors| *errors = Some(3)));
@@ -139,10 +154,10 @@ pub(super) const MUTATIONS: &[(&str, Mutation)] = &[
         gpu(s, |gpu| change(&mut gpu.clock_event_reasons, |bits| *bits = vec![0x48, 0x4c]));
     }),
     ("temperature-margin", |s, _d| {
-        gpu(s, |gpu| change(&mut gpu.temperature_c, |degrees| *degrees = 86));
+        gpus(s, |gpu| change(&mut gpu.temperature_c, |degrees| *degrees = 86));
     }),
     ("power-cap", |s, _d| {
-        gpu(s, |gpu| change(&mut gpu.power_limit_mw, |limit| *limit = Some(250_000)));
+        gpus(s, |gpu| change(&mut gpu.power_limit_mw, |limit| *limit = Some(250_000)));
     }),
     ("pcie-width", |s, _d| {
         pci(s, |gpus| gpus[0].width = Some(PcieLink { current: 4, max: 16 }));
@@ -207,7 +222,7 @@ pub(super) const MUTATIONS: &[(&str, Mutation)] = &[
         change(&mut first(s).trainer.nccl, |found| found.push(other));
     }),
     ("nccl-skew", |s, _d| {
-        let older = Some("2.20.5".to_owned());
+        let older = Some("2.26.2".to_owned());
         change(&mut first(s).trainer.nccl, |found| {
             found.iter_mut().take(1).for_each(|library| library.version.clone_from(&older));
         });
@@ -224,6 +239,8 @@ pub(super) const MUTATIONS: &[(&str, Mutation)] = &[
     }),
     ("cgroup-limits", |s, _d| {
         change(&mut first(s).memory.cgroup, |limits| limits.memory_max_bytes = Some(4 * GIB));
+        // What may go into shared memory stays below the limit.
+        change(&mut first(s).shm.mount, |mount| mount.total_bytes = 2 * GIB);
     }),
     ("host-memory-short", |s, _d| {
         change(&mut first(s).memory.available_bytes, |bytes| *bytes = 4 * GIB);
@@ -245,8 +262,8 @@ pub(super) const MUTATIONS: &[(&str, Mutation)] = &[
     }),
     ("host-identity-clash", |s, _d| {
         let twin = first(s).identity.clone();
-        let second = s.nodes.values_mut().nth(1).expect("two nodes");
-        second.identity = twin;
+        let second = &mut s.nodes.values_mut().nth(1).expect("two nodes").identity;
+        (second.hostname, second.boot_id) = (twin.hostname, twin.boot_id);
     }),
     ("storage-unwritable", |s, _d| {
         change(&mut first(s).storage, |folders| folders[0].writable = false);
@@ -269,12 +286,19 @@ pub(super) const MUTATIONS: &[(&str, Mutation)] = &[
         });
     }),
     ("ib-disabled-leftover", |s, _d| all(s, |node| set(node, "NCCL_IB_DISABLE", "1"))),
-    ("world-size-mismatch", |s, _d| set(first(s), "WORLD_SIZE", "8")),
+    ("world-size-mismatch", |s, _d| {
+        let names = [("WORLD_SIZE", "8"), ("RANK", "0"), ("MASTER_PORT", "29500")];
+        names.into_iter().for_each(|(name, value)| set(first(s), name, value));
+        set(first(s), "MASTER_ADDR", "10.0.0.1");
+    }),
     ("rank-gpu-clash", |s, d| {
         d.ranks = Some(6);
         set(first(s), "CUDA_VISIBLE_DEVICES", "0,0");
     }),
-    ("visible-devices-stale", |s, _d| set(first(s), "CUDA_VISIBLE_DEVICES", "0,7")),
+    ("visible-devices-stale", |s, _d| {
+        set(first(s), "CUDA_VISIBLE_DEVICES", "0,7");
+        change(&mut first(s).cuda.device_count, |count| *count = 1);
+    }),
     ("bad-cuda-env", |s, _d| all(s, |node| set(node, "CUDA_LAUNCH_BLOCKING", "1"))),
     ("env-skew", |s, _d| set(first(s), "NCCL_DEBUG", "INFO")),
     ("batch-lr-drift", |_s, d| d.stack = Stack::Official),
