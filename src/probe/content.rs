@@ -59,7 +59,8 @@ pub(super) fn weights(folder: &Path) -> Weights {
     let mut named: BTreeSet<String> = BTreeSet::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten().take(FILES) {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".safetensors") || name.ends_with(".bin") {
+        let extension = Path::new(&name).extension().and_then(|extension| extension.to_str());
+        if matches!(extension, Some("safetensors" | "bin")) {
             let Ok(metadata) = fs::metadata(entry.path()) else { continue };
             if metadata.len() < POINTER && is_pointer(&entry.path()) {
                 weights.pointers.push(name.clone());

@@ -119,14 +119,21 @@ fn read(path: &Path) -> Result<Contents, String> {
         rpath: rpath.iter().flat_map(|list| list.split(':')).map(str::to_owned).collect(),
         ptx: ptx(section(".rodata")?),
         fat: fat(section(".nv_fatbin")?, section("__nv_relfatbin")?, section(".nvFatBinSegment")?),
-        machine: match elf.architecture() {
-            Architecture::X86_64 => "x86_64".to_owned(),
-            Architecture::Aarch64 => "aarch64".to_owned(),
-            other => format!("{other:?}"),
-        },
+        machine: machine(elf.architecture()),
         interpreter: c_string(section(".interp")?),
         glibc: newest_glibc(strings),
     })
+}
+
+/// As `uname -m` writes it.
+fn machine(architecture: Architecture) -> String {
+    if architecture == Architecture::X86_64 {
+        "x86_64".to_owned()
+    } else if architecture == Architecture::Aarch64 {
+        "aarch64".to_owned()
+    } else {
+        format!("{architecture:?}")
+    }
 }
 
 /// GPU code of both sections. A list of fat binaries without any is a file that was cut.
@@ -181,7 +188,7 @@ fn net_plugins(search: &Search) -> Fact<Vec<String>> {
     let mut found: Vec<String> = search
         .each_folder()
         .filter_map(|folder| std::fs::read_dir(folder).ok())
-        .flat_map(|entries| entries.flatten())
+        .flat_map(Iterator::flatten)
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .filter(|name| name.starts_with("libnccl-net") && name.contains(".so"))
         .collect();

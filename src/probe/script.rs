@@ -18,7 +18,7 @@ pub(super) fn read(path: &Path) -> Result<LaunchScript, String> {
     let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
     let (launcher, words) = command(&text)
         .ok_or("no line of it starts torchrun, deepspeed, accelerate or python with a .py file")?;
-    let at = words.iter().position(|word| word.ends_with(".py")).ok_or("it names no .py file")?;
+    let at = words.iter().position(|word| is_program(word)).ok_or("it names no .py file")?;
     let options = pairs(&words[at + 1..]);
     let folder = path.parent().unwrap_or(Path::new("."));
     // A script is started in its own folder or in the one above.
@@ -76,11 +76,15 @@ fn command(text: &str) -> Option<(Launcher, Vec<String>)> {
             }
             _ => continue,
         };
-        if words.iter().any(|word| word.ends_with(".py")) {
+        if words.iter().any(|word| is_program(word)) {
             found = Some((launcher, words));
         }
     }
     found
+}
+
+fn is_program(word: &str) -> bool {
+    Path::new(word).extension().is_some_and(|extension| extension == "py")
 }
 
 fn assignment(word: &str) -> Option<(&str, &str)> {
@@ -148,16 +152,13 @@ fn resolve(text: &str, variables: &BTreeMap<String, String>) -> String {
     while let Some((before, after)) = rest.split_once('$') {
         out += before;
         let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        let (name, default, behind) = match after.strip_prefix('{').and_then(|r| r.split_once('}'))
-        {
-            Some((inner, behind)) => {
-                let (name, default) = inner.split_once(":-").unwrap_or((inner, ""));
-                (name, default, behind)
-            }
-            None => {
-                let end = after.find(|c| !is_name(c)).unwrap_or(after.len());
-                (&after[..end], "", &after[end..])
-            }
+        let braces = after.strip_prefix('{').and_then(|rest| rest.split_once('}'));
+        let (name, default, behind) = if let Some((inner, behind)) = braces {
+            let (name, default) = inner.split_once(":-").unwrap_or((inner, ""));
+            (name, default, behind)
+        } else {
+            let end = after.find(|c| !is_name(c)).unwrap_or(after.len());
+            (&after[..end], "", &after[end..])
         };
         out += variables.get(name).map_or(default, String::as_str);
         rest = behind;
@@ -171,12 +172,11 @@ fn pairs(words: &[String]) -> BTreeMap<String, String> {
     let mut words = words.iter().peekable();
     while let Some(word) = words.next() {
         let Some(name) = word.strip_prefix("--") else { continue };
-        let (name, value) = match name.split_once('=') {
-            Some((name, value)) => (name, value.to_owned()),
-            None => {
-                let value = words.next_if(|next| !next.starts_with("--"));
-                (name, value.cloned().unwrap_or_else(|| "True".to_owned()))
-            }
+        let (name, value) = if let Some((name, value)) = name.split_once('=') {
+            (name, value.to_owned())
+        } else {
+            let value = words.next_if(|next| !next.starts_with("--"));
+            (name, value.cloned().unwrap_or_else(|| "True".to_owned()))
         };
         pairs.insert(name.replace('-', "_"), value);
     }

@@ -247,6 +247,7 @@ fn temperature(snapshot: &Snapshot, demand: &Demand) -> Outcome {
     Ok(Judgement { problems: problem.into_iter().collect(), unknown, evidence: vec![evidence] })
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "every check has this type")]
 fn duplicate(snapshot: &Snapshot, demand: &Demand) -> Outcome {
     let (values, unknown) = values(snapshot, demand, |gpu| Ok(Some(gpu.uuid.get()?.clone())));
     let evidence = Evidence::new("nvmlDeviceGetUUID", values.len(), "each once");

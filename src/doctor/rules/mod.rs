@@ -58,6 +58,8 @@ mod xid_seen;
 use super::{Rule, Stop};
 use crate::facts::{Fact, NodeFacts};
 
+type Settings = Fact<std::collections::BTreeMap<String, String>>;
+
 /// A setting of the kernel; the check is skipped if the kernel does not have it.
 fn setting_text<'n>(node: &'n NodeFacts, name: &str) -> Result<&'n str, Stop> {
     let setting = node.system.sysctl.get()?.get(name);
@@ -66,10 +68,7 @@ fn setting_text<'n>(node: &'n NodeFacts, name: &str) -> Result<&'n str, Stop> {
 }
 
 /// The same as a number, with the fact that it comes from.
-fn setting<'n>(
-    node: &'n NodeFacts,
-    name: &str,
-) -> Result<(&'n Fact<std::collections::BTreeMap<String, String>>, u64), Stop> {
+fn setting<'n>(node: &'n NodeFacts, name: &str) -> Result<(&'n Settings, u64), Stop> {
     let number = setting_text(node, name)?.split_whitespace().next().unwrap_or("").parse();
     let wrong = |_error| Stop::skip(format!("the setting {name} is not a number"));
     Ok((&node.system.sysctl, number.map_err(wrong)?))

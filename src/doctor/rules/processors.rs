@@ -228,7 +228,7 @@ fn avx2(node: &NodeFacts, demand: &Demand) -> Outcome {
 fn group_throttled(node: &NodeFacts, demand: &Demand) -> Outcome {
     let fact = &node.system.cgroup_events;
     let events = fact.get()?;
-    let percent = if events.periods == 0 { 0 } else { events.throttled * 100 / events.periods };
+    let percent = (events.throttled * 100).checked_div(events.periods).unwrap_or(0);
     // A handful of periods says nothing.
     let problem = (10 < percent && 100 <= events.periods).then(|| {
         CGROUP_CPU_THROTTLED.problem(

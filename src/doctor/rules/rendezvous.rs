@@ -1,7 +1,8 @@
 //! Where ranks meet: `master-addr`, `master-not-local`, `dns-unresolved`, `tcp-unreachable`,
 //! `hostname-loopback`, `port-ephemeral`, `nccl-hostid-clash`, `machine-id-clash`.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use core::net::IpAddr;
+use std::collections::BTreeMap;
 
 use crate::{
     doctor::{

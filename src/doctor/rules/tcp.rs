@@ -1,10 +1,8 @@
 //! Interfaces and TCP: `mtu-mismatch`, `gloo-interface`, `subnet-disjoint`, `address-clash`,
 //! `somaxconn-low`, `rp-filter-strict`, `conntrack-full`.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+use core::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::interfaces::{selects, usable};
 use crate::{
@@ -217,6 +215,7 @@ fn subnets(snapshot: &Snapshot, demand: &Demand) -> Outcome {
     Ok(judgement)
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "every check has this type")]
 fn address_clash(snapshot: &Snapshot, demand: &Demand) -> Outcome {
     let mut judgement = Judgement::default();
     let mut nodes_by_address: BTreeMap<&str, Vec<&str>> = BTreeMap::new();

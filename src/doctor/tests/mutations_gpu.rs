@@ -7,7 +7,10 @@ use super::{
 };
 use crate::{
     doctor::testing::nccl,
-    facts::{Acs, AerCounts, CudaState, EccMode, Fact, Needed, NvLinkErrors, PciState, Snapshot},
+    facts::{
+        Acs, AerCounts, CudaState, EccMode, Fact, Needed, NvLink, NvLinkErrors, PciState, Peer,
+        Snapshot,
+    },
 };
 
 /// Changes the state on the bus of GPU 0 of the first node.
