@@ -50,30 +50,9 @@ pub(super) fn demand() -> Demand {
 }
 
 fn node(number: u32) -> NodeFacts {
-    let device_nodes = ["nvidiactl", "nvidia-uvm", "nvidia0", "nvidia1"];
     NodeFacts {
-        driver: DriverFacts {
-            kernel_module: known(Some(KernelModule { version: DRIVER.to_owned(), open: true })),
-            modules: known(
-                ["nvidia", "nvidia_uvm", "nvidia_peermem", "ext4"].map(str::to_owned).into(),
-            ),
-            pci_gpus: known((0..2).map(pci_gpu).collect()),
-            device_nodes: known(
-                device_nodes.map(|name| (format!("/dev/{name}"), DeviceNode::Opens)).into(),
-            ),
-            libcuda_path: known(Some(format!("/usr/lib/libcuda.so.{DRIVER}"))),
-            pci_states: known((0..2).map(pci_state).collect()),
-            nvswitches: known(0),
-            imex_channels: known(0),
-        },
-        nvml: NvmlFacts {
-            state: known(NvmlState::Ready),
-            driver_version: known(DRIVER.to_owned()),
-            nvml_version: known(format!("13.{DRIVER}")),
-            cuda_version: known(13_000),
-            gpus: known((0..2).map(|index| gpu(number, index)).collect()),
-            slowest_call: known(("nvmlInit_v2".to_owned(), 40)),
-        },
+        driver: driver(),
+        nvml: nvml(number),
         cuda: CudaFacts {
             state: known(CudaState::Ready),
             driver_version: known(13_000),
@@ -92,16 +71,7 @@ fn node(number: u32) -> NodeFacts {
             cpus: known(64),
             cgroup: known(CgroupFacts { version: 2, ..CgroupFacts::default() }),
         },
-        limits: LimitFacts {
-            memlock_bytes: known(None),
-            open_files: known(Some(1_048_576)),
-            open_files_hard: known(Some(1_048_576)),
-            processes: known(None),
-            cap_ipc_lock: known(false),
-            file_size_bytes: known(None),
-            address_space_bytes: known(None),
-            core_bytes: known(Some(0)),
-        },
+        limits: limits(),
         shm: ShmFacts {
             mount: known(Mount { total_bytes: 64 * GIB, free_bytes: 64 * GIB }),
             files: known(Vec::new()),
@@ -123,6 +93,48 @@ fn node(number: u32) -> NodeFacts {
         },
         system: parts::system(),
         official: parts::official(),
+    }
+}
+
+fn driver() -> DriverFacts {
+    let device_nodes = ["nvidiactl", "nvidia-uvm", "nvidia0", "nvidia1"];
+    DriverFacts {
+        kernel_module: known(Some(KernelModule { version: DRIVER.to_owned(), open: true })),
+        modules: known(
+            ["nvidia", "nvidia_uvm", "nvidia_peermem", "ext4"].map(str::to_owned).into(),
+        ),
+        pci_gpus: known((0..2).map(pci_gpu).collect()),
+        device_nodes: known(
+            device_nodes.map(|name| (format!("/dev/{name}"), DeviceNode::Opens)).into(),
+        ),
+        libcuda_path: known(Some(format!("/usr/lib/libcuda.so.{DRIVER}"))),
+        pci_states: known((0..2).map(pci_state).collect()),
+        nvswitches: known(0),
+        imex_channels: known(0),
+    }
+}
+
+fn limits() -> LimitFacts {
+    LimitFacts {
+        memlock_bytes: known(None),
+        open_files: known(Some(1_048_576)),
+        open_files_hard: known(Some(1_048_576)),
+        processes: known(None),
+        cap_ipc_lock: known(false),
+        file_size_bytes: known(None),
+        address_space_bytes: known(None),
+        core_bytes: known(Some(0)),
+    }
+}
+
+fn nvml(number: u32) -> NvmlFacts {
+    NvmlFacts {
+        state: known(NvmlState::Ready),
+        driver_version: known(DRIVER.to_owned()),
+        nvml_version: known(format!("13.{DRIVER}")),
+        cuda_version: known(13_000),
+        gpus: known((0..2).map(|index| gpu(number, index)).collect()),
+        slowest_call: known(("nvmlInit_v2".to_owned(), 40)),
     }
 }
 

@@ -110,10 +110,10 @@ pub(super) mod tests {
 
     #[test]
     fn code_is_counted_by_architecture_and_ptx_by_version() {
-        let code = |arch| entry(MACHINE_CODE as u16, arch, (1, 7));
-        let mut section = fatbin(&[code(80), entry(PTX as u16, 90, (8, 4)), code(90)]);
+        let code = |arch| entry(2, arch, (1, 7));
+        let mut section = fatbin(&[code(80), entry(1, 90, (8, 4)), code(90)]);
         section.extend([0; 24]);
-        section.extend(fatbin(&[code(80), entry(PTX as u16, 80, (7, 5))]));
+        section.extend(fatbin(&[code(80), entry(1, 80, (7, 5))]));
         let found = parse(&section).unwrap();
         let sass: Vec<_> = found.sass.iter().map(|s| (s.arch, s.count)).collect();
         assert_eq!(sass, [(80, 2), (90, 1)]);
@@ -124,7 +124,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_section_that_does_not_add_up_is_not_empty() {
-        let section = fatbin(&[entry(MACHINE_CODE as u16, 80, (1, 7))]);
+        let section = fatbin(&[entry(2, 80, (1, 7))]);
         assert!(parse(&section[..section.len() - 1]).is_err());
         assert!(parse(b"something else").is_err());
     }
@@ -136,7 +136,7 @@ pub(super) mod tests {
             body in proptest::collection::vec(any::<u8>(), 0..300),
             places in proptest::collection::vec((0..300_usize, any::<u64>()), 0..6),
         ) {
-            let mut section = fatbin(&[entry(MACHINE_CODE as u16, 80, (1, 7))]);
+            let mut section = fatbin(&[entry(2, 80, (1, 7))]);
             section.extend(&body);
             section.extend(fatbin(&[body]));
             for (at, value) in places {

@@ -217,7 +217,7 @@ pub(super) const GPU: &[(&str, Mutation)] = &[
     ("row-remap-count", |s, _d| {
         gpu(s, |gpu| {
             change(&mut gpu.remapped_rows, |rows| {
-                rows.as_mut().expect("Ampere").uncorrectable = 600
+                rows.as_mut().expect("Ampere").uncorrectable = 600;
             });
         });
     }),
