@@ -76,6 +76,10 @@ pub(crate) fn finish(places: &Places, topology: &Topology) -> Result<(), Error> 
             command.arg(format!("--{flag}={}", file.display()));
         }
         command.arg("--leader-elect=false").args(gates(topology));
+        if let Some(calls) = topology.calls_per_second {
+            command.arg(format!("--kube-api-qps={calls}"));
+            command.arg(format!("--kube-api-burst={}", calls.saturating_mul(2)));
+        }
     };
     let mut controllers = Command::new(places.program("kube-controller-manager"));
     as_user(&mut controllers, "controller-manager");

@@ -13,26 +13,47 @@ use crate::{
 const GPUS: usize = 8;
 
 /// Behaviour of simulated nodes and pods, files of KWOK's own project.
-const STAGES: [&str; 5] = [
+const STAGES: [&str; 4] = [
     "node/fast/node-initialize.yaml",
     "node/heartbeat-with-lease/node-heartbeat-with-lease.yaml",
     "pod/fast/pod-ready.yaml",
-    "pod/fast/pod-complete.yaml",
     "pod/fast/pod-delete.yaml",
 ];
+/// Ends pods of Jobs as soon as they run.
+const COMPLETE: &str = "pod/fast/pod-complete.yaml";
+
+/// How long simulated nodes may take.
+const SIMULATED_LIMIT: Duration = Duration::from_secs(300);
 
 const KUEUE: &str = "qvl.test/kueue:1";
 const KUEUE_NAMESPACE: &str = "kueue-system";
 
+/// Simulated nodes. The first call decides about `pods_end` for the cluster.
+#[derive(Clone, Copy, Debug)]
+pub struct Simulation {
+    pub nodes: usize,
+    /// Pods of Jobs succeed as soon as they run; without it they run until a test writes their end.
+    pub pods_end: bool,
+    /// Only pods that tolerate `kwok.x-k8s.io/node` come to these nodes.
+    pub tainted: bool,
+}
+
 impl Cluster {
     /// Adds `count` simulated nodes with 8 GPUs each, which run nothing and say that they do. They
-    /// carry the taint and the label `kwok.x-k8s.io/node`, so that real pods stay off them.
+    /// carry the taint `kwok.x-k8s.io/node`, so that real pods stay off them.
     pub fn kwok(&self, count: usize) -> Result<(), Error> {
+        self.simulate(Simulation { nodes: count, pods_end: true, tainted: true })
+    }
+
+    /// Adds simulated nodes with the label `type: kwok`.
+    pub fn simulate(&self, simulation: Simulation) -> Result<(), Error> {
         if daemon::running(&self.places, "kwok").is_none() {
-            self.start_kwok()?;
+            self.start_kwok(simulation.pods_end)?;
         }
-        self.apply(&(0..count).map(simulated_node).collect::<String>())?;
-        self.wait("simulated nodes are not ready", Duration::from_secs(120), || {
+        let count = simulation.nodes;
+        let nodes = (0..count).map(|index| simulated_node(index, simulation.tainted));
+        self.apply(&nodes.collect::<String>())?;
+        self.wait("simulated nodes are not ready", SIMULATED_LIMIT, || {
             daemon::running(&self.places, "kwok").is_none() || count <= self.simulated()
         })?;
         daemon::check(&self.places, "kwok")
@@ -45,7 +66,7 @@ impl Cluster {
         list.lines().filter(|line| line.contains(" Ready")).count()
     }
 
-    fn start_kwok(&self) -> Result<(), Error> {
+    fn start_kwok(&self, pods_end: bool) -> Result<(), Error> {
         let share = self.places.share().join("kwok");
         let mut kwok = Command::new(self.places.program("kwok"));
         kwok.arg("--kubeconfig").arg(self.places.pki().join("admin.kubeconfig")).args([
@@ -54,7 +75,7 @@ impl Cluster {
             "--node-lease-duration-seconds=40",
             "--node-ip=10.240.0.1",
         ]);
-        for stage in STAGES {
+        for stage in STAGES.into_iter().chain(pods_end.then_some(COMPLETE)) {
             kwok.arg(format!("--config={}", share.join(stage).display()));
         }
         namespace::inside(&self.places.network("cp"), || {
@@ -112,14 +133,16 @@ impl Cluster {
     }
 }
 
-fn simulated_node(index: usize) -> String {
+fn simulated_node(index: usize, tainted: bool) -> String {
+    let taint = "{key: kwok.x-k8s.io/node, value: fake, effect: NoSchedule}";
+    let taint = if tainted { taint } else { "" };
     let mut text = String::new();
     let _infallible = write!(
         text,
         "---\napiVersion: v1\nkind: Node\nmetadata:\n  name: kwok-{index}\n  \
          annotations: {{kwok.x-k8s.io/node: fake, node.alpha.kubernetes.io/ttl: '0'}}\n  \
          labels: {{type: kwok, kubernetes.io/hostname: kwok-{index}, kubernetes.io/os: linux, kubernetes.io/arch: amd64}}\n\
-         spec:\n  taints: [{{key: kwok.x-k8s.io/node, value: fake, effect: NoSchedule}}]\n\
+         spec:\n  taints: [{taint}]\n\
          status:\n  allocatable: {{cpu: '64', memory: 1Ti, pods: '110', nvidia.com/gpu: '{GPUS}'}}\n  \
          capacity: {{cpu: '64', memory: 1Ti, pods: '110', nvidia.com/gpu: '{GPUS}'}}\n"
     );

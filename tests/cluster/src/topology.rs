@@ -25,6 +25,10 @@ pub struct Topology {
     /// API groups that the API server serves beyond its defaults, `scheduling.k8s.io/v1beta1`.
     #[serde(default)]
     pub apis: Vec<String>,
+    /// Calls a second that controllers and scheduler may make; Kubernetes' own limits, 20 and 50,
+    /// if absent.
+    #[serde(default)]
+    pub calls_per_second: Option<u32>,
 }
 
 /// One node.
