@@ -5,7 +5,7 @@ export QVL_CACHE ?= $(HOME)/.cache/qvl
 export PATH := $(QVL_CACHE)/go/bin:$(PATH)
 BUILD := $(or $(CARGO_TARGET_DIR),$(QVL_CACHE)/target)
 
-.PHONY: demo test lint bench soak setup build check-cuda mutants digits-base
+.PHONY: demo test lint bench bench-operator soak setup build check-cuda mutants digits-base
 .PHONY: setup-packages setup-data setup-python setup-cluster without-trainer
 .PHONY: cluster-build cluster-up cluster-down cluster-shell
 
@@ -22,10 +22,15 @@ lint: target
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --lib
 
 bench: build
-	cargo bench
+	cargo bench --bench train_step --bench passive
 
-# Longer than a review waits for: mutants of the trainer, licences and advisories of dependencies.
-soak: mutants
+# The operator at scale, on simulated nodes; writes docs/benchmarks.md. About half an hour.
+bench-operator: cluster-build
+	cargo bench --bench operator
+
+# Longer than a review waits for: every call of the operator going wrong, mutants of the trainer, licences and advisories of dependencies.
+soak: mutants cluster-build
+	QVL_SOAK=1 cargo test --release --test operator
 	cargo deny --version >/dev/null 2>&1 && cargo deny check || echo "cargo-deny is not installed: cargo install cargo-deny"
 
 setup: setup-packages setup-data setup-python

@@ -74,6 +74,7 @@ const PURE_FILES: &[&str] = &[
     "src/operator/build.rs",
     "src/operator/conditions.rs",
     "src/operator/decide.rs",
+    "src/operator/news.rs",
     "src/operator/observed.rs",
     "src/operator/outcome.rs",
     "src/operator/plan",

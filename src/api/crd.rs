@@ -160,22 +160,24 @@ const KEYWORDS: &[(&str, &str, &str)] = &[
     ("status", "default", "{}"),
     ("status.conditions", "x-kubernetes-list-type", "\"map\""),
     ("status.conditions", "x-kubernetes-list-map-keys", "[\"type\"]"),
-    ("spec.model.path", "minLength", "1"),
-    ("spec.output", "minLength", "1"),
+    ("spec.model.path", "pattern", SOME),
+    ("spec.output", "pattern", SOME),
     ("spec.data.train", "minItems", "1"),
     // The server estimates what a rule costs in the worst case: without a bound, too much.
     ("spec.data.train", "maxItems", "64"),
     ("spec.data.train", "x-kubernetes-list-type", "\"map\""),
     ("spec.data.train", "x-kubernetes-list-map-keys", "[\"name\"]"),
     ("spec.data.train[].name", "pattern", NAME),
+    ("spec.data.train[].name", "allOf", r#"[{"pattern": "[^\\s\\pZ\\x0b\\x85]"}]"#),
     ("spec.data.train[].name", "maxLength", "128"),
-    ("spec.data.train[].path", "minLength", "1"),
+    ("spec.data.train[].path", "pattern", SOME),
     ("spec.data.eval", "maxItems", "256"),
     ("spec.data.eval", "x-kubernetes-list-type", "\"map\""),
     ("spec.data.eval", "x-kubernetes-list-map-keys", "[\"name\"]"),
     ("spec.data.eval[].name", "pattern", NAME),
+    ("spec.data.eval[].name", "allOf", r#"[{"pattern": "[^\\s\\pZ\\x0b\\x85]"}]"#),
     ("spec.data.eval[].name", "maxLength", "128"),
-    ("spec.data.eval[].path", "minLength", "1"),
+    ("spec.data.eval[].path", "pattern", SOME),
     ("spec.data.eval[].limit", "minimum", "1"),
     ("spec.data.maxLength", "minimum", "16"),
     ("spec.method.lora.r", "minimum", "1"),
@@ -199,6 +201,7 @@ const KEYWORDS: &[(&str, &str, &str)] = &[
     ("spec.stages", "x-kubernetes-list-type", "\"map\""),
     ("spec.stages", "x-kubernetes-list-map-keys", "[\"name\"]"),
     ("spec.stages[].name", "pattern", NAME),
+    ("spec.stages[].name", "allOf", r#"[{"pattern": "[^\\s\\pZ\\x0b\\x85]"}]"#),
     ("spec.stages[].name", "maxLength", "128"),
     ("spec.stages[].steps", "minimum", "1"),
     ("spec.stages[].sets", "minItems", "1"),
@@ -231,7 +234,9 @@ const KEYWORDS: &[(&str, &str, &str)] = &[
 ];
 
 /// A name that can be part of a file name.
-const NAME: &str = r#""^[^./\\x00-\\x1f\\x7f][^/\\x00-\\x1f\\x7f]*$""#;
+const NAME: &str = r#""^[^./\\x00-\\x1f\\x7f-\\x9f][^/\\x00-\\x1f\\x7f-\\x9f]*$""#;
+/// A text that is more than space.
+const SOME: &str = r#""[^\\s\\pZ\\x0b\\x85]""#;
 
 /// Rules that need an expression: path, rule, message.
 const RULES: &[(&str, &str, &str)] = &[
@@ -281,7 +286,7 @@ const RULES: &[(&str, &str, &str)] = &[
     ),
     (
         "spec.cluster.volumes[]",
-        "!(self.mountPath in ['/etc/qvl', '/var/run/secrets/qvl.dev', '/var/spool/qvl', '/dev/shm', '/tmp'])",
+        "!self.mountPath.matches('^(/etc/qvl|/var/run/secrets/qvl.dev|/var/spool/qvl|/dev/shm|/tmp)/*$')",
         "mountPath is used by qvl itself: mount it elsewhere, for example at /data",
     ),
 ];

@@ -105,11 +105,9 @@ impl OperatorArgs {
             None => fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned(),
         };
         let address = format!("{}:{}", self.address, self.broker_listen.port());
-        let lease = self.leader_elect.then(|| LeaseOptions {
-            namespace: self.lease_namespace.clone(),
-            identity,
-            address,
-        });
+        let lease = self
+            .leader_elect
+            .then(|| LeaseOptions { namespace: self.lease_namespace.clone(), address });
         Ok(Options {
             namespace: self.namespace.clone(),
             settings: Settings {
@@ -120,6 +118,7 @@ impl OperatorArgs {
             broker_listen: self.broker_listen,
             metrics_listen: self.metrics_listen,
             lease,
+            identity,
         })
     }
 }

@@ -62,9 +62,13 @@ impl<'a> Shape<'a> {
             .map(|(name, schema)| (name.as_str(), schema))
             .collect();
         let names: Vec<&str> = known.iter().map(|(name, _schema)| *name).collect();
+        // A map, such as labels: any name, values of one kind.
+        let others = forms.iter().find_map(|form| form.get("additionalProperties"));
+        let others = others.filter(|schema| schema.is_object());
         for (name, field) in fields {
             let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-            if let Some((_name, schema)) = known.iter().find(|(known, _schema)| known == name) {
+            let known = known.iter().find(|(known, _schema)| known == name);
+            if let Some(schema) = known.map(|(_name, schema)| *schema).or(others) {
                 self.check(schema, field, &path);
             } else {
                 let hint = nearest(name, &names, "known fields");

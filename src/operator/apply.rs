@@ -1,19 +1,22 @@
 //! Carries out one step: at most one call of the API server, and none that a crash before or
 //! after it could make wrong.
 
-use std::{fmt::Debug, sync::PoisonError, time::Instant};
+use std::{error::Error, fmt::Debug, sync::PoisonError, time::Instant};
+
+use jiff::Timestamp;
 
 use k8s_openapi::{
     NamespaceResourceScope,
-    api::{batch::v1::Job, core::v1::Pod},
+    api::{batch::v1::Job, core::v1::Pod, events::v1::Event},
 };
 use kube::{
     Api, Resource,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde::{Serialize, de::DeserializeOwned};
+use tracing::warn;
 
-use super::{Context, build, observe::key, plan::Action};
+use super::{Context, build, news::News, observe::key, plan::Action};
 use crate::api::{
     job::{FineTuneJob, JobStatus},
     labels,
@@ -76,6 +79,10 @@ pub(super) async fn apply(
     action: &Action,
 ) -> Result<(), ApplyError> {
     match action {
+        Action::Tell(news) => {
+            tell(context, job, news).await;
+            Ok(())
+        }
         Action::WriteStatus(status) => write_status(context, job, status).await,
         Action::ApplyAccount => patch(context, job, "ServiceAccount", &build::account(job)).await,
         Action::ApplyService => patch(context, job, "Service", &build::service(job)).await,
@@ -114,6 +121,33 @@ pub(super) async fn apply(
     }
 }
 
+/// An Event that cannot be written holds nothing up: the next look tries again. That it is there
+/// already is fine: another operator told of it.
+async fn tell(context: &Context, job: &FineTuneJob, news: &News) {
+    context.metrics.calls.add("event");
+    let api: Api<Event> = Api::namespaced(context.client.clone(), job.namespace());
+    let event = build::event(job, news, &context.identity, Timestamp::now());
+    match api.create(&PostParams::default(), &event).await {
+        Ok(_created) => {}
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        Err(error) => {
+            context.metrics.failures.add("event");
+            let (namespace, name) = key(job);
+            warn!(
+                namespace,
+                job = name,
+                reason = news.reason,
+                error = &error as &dyn Error,
+                "event"
+            );
+            return;
+        }
+    }
+    context.remember(&key(job), |memory| {
+        memory.told.insert(news.key.clone());
+    });
+}
+
 /// The version that the plan was made from must still be the newest, or two changes of mind
 /// could mix.
 async fn write_status(
@@ -121,6 +155,7 @@ async fn write_status(
     job: &FineTuneJob,
     status: &JobStatus,
 ) -> Result<(), ApplyError> {
+    context.metrics.calls.add("status");
     let api: Api<FineTuneJob> = Api::namespaced(context.client.clone(), job.namespace());
     let patch = serde_json::json!({
         "apiVersion": FineTuneJob::api_version(&()),
@@ -145,6 +180,7 @@ where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     K: Clone + DeserializeOwned + Debug + Serialize,
 {
+    context.metrics.calls.add("apply");
     let api: Api<K> = Api::namespaced(context.client.clone(), job.namespace());
     let name = object.meta().name.clone().unwrap_or_default();
     let parameters = PatchParams::apply(labels::OPERATOR).force();
@@ -154,6 +190,7 @@ where
 }
 
 async fn create(context: &Context, job: &FineTuneJob, attempt: u32) -> Result<(), ApplyError> {
+    context.metrics.calls.add("create");
     let api: Api<Job> = Api::namespaced(context.client.clone(), job.namespace());
     let object = build::job(job, attempt, &context.settings);
     let parameters =
@@ -179,6 +216,7 @@ where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     K: Clone + DeserializeOwned + Debug,
 {
+    context.metrics.calls.add("delete");
     let api: Api<K> = Api::namespaced(context.client.clone(), job.namespace());
     let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
     let parameters = parameters.preconditions(preconditions);

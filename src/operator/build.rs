@@ -6,24 +6,31 @@ mod pod;
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         batch::v1::{
             Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement,
             PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
         },
-        core::v1::{ConfigMap, Service, ServiceAccount, ServiceSpec},
+        core::v1::{ConfigMap, ObjectReference, Service, ServiceAccount, ServiceSpec},
+        events::v1::Event,
     },
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
+    apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference},
 };
 use kube::{Resource, api::ObjectMeta};
 
-use super::observed;
+use super::{conditions::shorten, news::News, observed};
 use crate::{
     api::{job::FineTuneJob, labels},
     job::{self, pod_paths},
     wire::TrainerExit,
 };
+
+/// Longest note of an Event that the API server takes.
+const LONGEST_NOTE: usize = 1024;
+/// Who tells of a job.
+const REPORTER: &str = "qvl.dev/operator";
 
 /// What the operator was told about its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +118,35 @@ pub fn job(job: &FineTuneJob, attempt: u32, settings: &Settings) -> Job {
             ..JobSpec::default()
         }),
         ..Job::default()
+    }
+}
+
+/// An Event about a job. Its name is that of the happening, so that nobody tells of it twice.
+pub fn event(job: &FineTuneJob, news: &News, identity: &str, now: Timestamp) -> Event {
+    let uid = job.metadata.uid.clone().unwrap_or_default();
+    let (life, _rest) = uid.split_once('-').unwrap_or((&uid, ""));
+    Event {
+        metadata: ObjectMeta {
+            name: Some(format!("{}.{life}.{}", job.name(), news.key)),
+            namespace: job.metadata.namespace.clone(),
+            ..ObjectMeta::default()
+        },
+        action: Some(news.reason.clone()),
+        event_time: Some(MicroTime(now)),
+        note: Some(shorten(&news.note, LONGEST_NOTE)),
+        reason: Some(news.reason.clone()),
+        regarding: Some(ObjectReference {
+            api_version: Some(FineTuneJob::api_version(&()).into_owned()),
+            kind: Some(FineTuneJob::KIND.to_owned()),
+            name: Some(job.name().to_owned()),
+            namespace: job.metadata.namespace.clone(),
+            uid: Some(uid),
+            ..ObjectReference::default()
+        }),
+        reporting_controller: Some(REPORTER.to_owned()),
+        reporting_instance: Some(shorten(identity, 128)),
+        type_: Some(if news.warning { "Warning" } else { "Normal" }.to_owned()),
+        ..Event::default()
     }
 }
 

@@ -105,12 +105,16 @@ fn within_attempt(observed: &Observed, suspend: bool) -> Decision {
         }
         Outcome::Ended(_) | Outcome::Going => {}
     }
-    if suspend {
+    let stopping = since(SUSPENDED, STOPPING);
+    // The user may change their mind too late: what was taken away for them is no failure.
+    let gone = observed.attempt(status.attempt).is_none_or(|job| job.deleting);
+    let too_late = stopping.is_some() && gone;
+    if suspend || too_late {
         if !is_alive(observed) {
             return Decision::Suspended;
         }
-        let waited = since(SUSPENDED, STOPPING).unwrap_or(0);
-        return Decision::Stop { at_once: has_nothing_to_save(observed) || STOP_SECONDS <= waited };
+        let late = STOP_SECONDS <= stopping.unwrap_or(0);
+        return Decision::Stop { at_once: too_late || late || has_nothing_to_save(observed) };
     }
     match outcome {
         Outcome::Ended(end) => match end.kind {
@@ -154,8 +158,9 @@ fn has_nothing_to_save(observed: &Observed) -> bool {
         | GangPhase::Running
         | GangPhase::Stalled
         | GangPhase::Restarting
-        | GangPhase::Stopping
         | GangPhase::Succeeded => false,
+        // Asked to stop before any of them spoke.
+        GangPhase::Stopping => gang.is_unheard(),
     }
 }
 

@@ -99,6 +99,13 @@ pub struct GangView {
     pub running_ranks: u32,
 }
 
+impl GangView {
+    /// Whether no pod has spoken to this broker yet.
+    pub fn is_unheard(&self) -> bool {
+        self.nodes.iter().all(String::is_empty)
+    }
+}
+
 /// Why a request is not answered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {

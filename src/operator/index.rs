@@ -22,6 +22,7 @@ use tracing::warn;
 
 use super::{
     gang::Key,
+    observe::PAGE,
     observed::{AttemptFact, PodFact},
 };
 use crate::api::{job::FineTuneJob, labels};
@@ -157,7 +158,8 @@ fn follow<K>(
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let events = watcher(api, watcher::Config::default().labels(labels::JOB)).default_backoff();
+    let config = watcher::Config::default().labels(labels::JOB).page_size(PAGE);
+    let events = watcher(api, config).default_backoff();
     events.flat_map(move |event| {
         let keys = event.map_or_else(|error| {
             let kind = K::kind(&());

@@ -59,9 +59,10 @@ impl Lease {
     pub(super) fn new(
         client: Client,
         options: &LeaseOptions,
+        identity: &str,
         leader: watch::Sender<Leader>,
     ) -> Self {
-        let holder = format!("{}@{}", options.identity, options.address);
+        let holder = format!("{identity}@{}", options.address);
         let api = Api::namespaced(client, &options.namespace);
         Lease { api, holder, leader, seen: None }
     }

@@ -18,6 +18,8 @@ use crate::api::job::FineTuneJob;
 pub(super) struct Metrics {
     pub(super) reconciles: Counter,
     pub(super) conflicts: Counter,
+    /// Calls of the API server by operation, those of watches and the lease left out.
+    pub(super) calls: Family,
     /// Failed calls by operation.
     pub(super) failures: Family,
     leads: AtomicBool,
@@ -69,6 +71,13 @@ impl Metrics {
         counter("qvl_operator_reconciles_total", "Looks at a job.", reconciles, "counter");
         let conflicts = self.conflicts.0.load(Ordering::Relaxed);
         counter("qvl_operator_conflicts_total", "Writes that came too late.", conflicts, "counter");
+        let calls = self.calls.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let calls = calls.into_iter().map(|(name, count)| (name.to_owned(), count));
+        family(
+            &mut out,
+            ["qvl_operator_calls_total", "Calls of the API server.", "counter", "operation"],
+            calls,
+        );
         let failures = self.failures.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let failures = failures.into_iter().map(|(name, count)| (name.to_owned(), count));
         family(
@@ -109,6 +118,7 @@ mod tests {
     fn the_text_is_in_the_format_of_prometheus() {
         let metrics = Metrics::default();
         metrics.reconciles.add();
+        metrics.calls.add("create");
         metrics.failures.add("create");
         metrics.failures.add("create");
         metrics.lead();
@@ -122,6 +132,9 @@ mod tests {
         # HELP qvl_operator_conflicts_total Writes that came too late.
         # TYPE qvl_operator_conflicts_total counter
         qvl_operator_conflicts_total 0
+        # HELP qvl_operator_calls_total Calls of the API server.
+        # TYPE qvl_operator_calls_total counter
+        qvl_operator_calls_total{operation="create"} 1
         # HELP qvl_operator_failures_total Calls that failed.
         # TYPE qvl_operator_failures_total counter
         qvl_operator_failures_total{operation="create"} 2

@@ -5,7 +5,7 @@
 //! | `observe`, `index` | what there is | yes |
 //! | `observed`, `outcome` | what it means | no |
 //! | `decide`, `plan` | what to do next | no |
-//! | `status`, `conditions` | what to say about it | no |
+//! | `status`, `conditions`, `news` | what to say about it | no |
 //! | `build` | objects | no |
 //! | `apply` | one call of the API server for a step | yes |
 //! | `gang` | when ranks start and stop | no |
@@ -21,6 +21,7 @@ pub mod gang;
 mod index;
 mod lease;
 mod metrics;
+pub mod news;
 mod observe;
 pub mod observed;
 pub mod outcome;
@@ -35,7 +36,7 @@ pub mod status;
 mod testing;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     error::Error as _,
     net::SocketAddr,
@@ -63,6 +64,7 @@ use self::{
     gang::{Gangs, Key},
     index::Index,
     metrics::Metrics,
+    news::FailureId,
     observed::Fault,
 };
 use crate::api::job::FineTuneJob;
@@ -80,14 +82,14 @@ pub struct Options {
     pub metrics_listen: SocketAddr,
     /// Namespace of the lease; without one this operator is the only one.
     pub lease: Option<LeaseOptions>,
+    /// Name of this operator, for example of its pod: its Events carry it.
+    pub identity: String,
 }
 
 /// How operators agree on one leader.
 #[derive(Clone, Debug)]
 pub struct LeaseOptions {
     pub namespace: String,
-    /// Name of this operator, for example of its pod.
-    pub identity: String,
     /// Where the others reach this operator's broker: `10.0.0.1:8080`.
     pub address: String,
 }
@@ -107,6 +109,7 @@ pub enum OperatorError {
 struct Context {
     client: Client,
     settings: Settings,
+    identity: String,
     gangs: Arc<Mutex<Gangs>>,
     index: Arc<Index>,
     metrics: Arc<Metrics>,
@@ -123,6 +126,12 @@ struct Memory {
     /// Failures in a row.
     failures: u32,
     progress_written: Option<Instant>,
+    /// Keys of the news that were told and are still recent.
+    told: BTreeSet<String>,
+    /// Whether this operator has looked at the job before.
+    looked: bool,
+    /// The failure that was there at the first look.
+    first_failure: Option<FailureId>,
 }
 
 impl Context {
@@ -159,7 +168,7 @@ pub async fn run(
         leader.send_replace(Leader::Me);
     }
     if let Some(lease) = &options.lease {
-        let lease = lease::Lease::new(client.clone(), lease, leader.clone());
+        let lease = lease::Lease::new(client.clone(), lease, &options.identity, leader.clone());
         let Some(lease) = lease.acquire(shutdown.clone()).await else { return Ok(()) };
         holding = Some(lease);
     }
@@ -167,6 +176,7 @@ pub async fn run(
     let context = Arc::new(Context {
         client: client.clone(),
         settings: options.settings.clone(),
+        identity: options.identity.clone(),
         gangs,
         index: Arc::new(Index::default()),
         metrics,
@@ -192,9 +202,11 @@ async fn control(
         || Api::all(client.clone()),
         |namespace| Api::namespaced(client.clone(), namespace),
     );
-    // A watch would try for ever; that the kind is missing should be said at once.
-    let one = kube::api::ListParams::default().limit(1);
-    api.list(&one).await.map_err(|source| OperatorError::NoKind { source })?;
+    let shutdown = shutdown.shared();
+    tokio::select! {
+        there = kind_is_there(&api) => there?,
+        () = shutdown.clone() => return Ok(()),
+    }
     let jobs = namespace
         .map_or_else(|| Api::all(client.clone()), |name| Api::namespaced(client.clone(), name));
     let pods = namespace
@@ -202,7 +214,7 @@ async fn control(
 
     let (store, writer) = reflector::store();
     context.metrics.watch(store.clone());
-    let events = watcher(api, watcher::Config::default())
+    let events = watcher(api, watcher::Config::default().page_size(observe::PAGE))
         .modify(|job| job.managed_fields_mut().clear())
         .default_backoff();
     let own = reflector::reflector(writer, events);
@@ -238,6 +250,26 @@ async fn control(
         .await;
     info!("reconciling ends");
     Ok(())
+}
+
+/// A watch would try for ever; that the kind is missing should be said at once. An API server that
+/// does not answer well will do so later.
+async fn kind_is_there(api: &Api<FineTuneJob>) -> Result<(), OperatorError> {
+    let one = kube::api::ListParams::default().limit(1);
+    loop {
+        match api.list(&one).await {
+            Ok(_list) => return Ok(()),
+            Err(source) if is_absent(&source) => {
+                return Err(OperatorError::NoKind { source });
+            }
+            Err(error) => warn!(error = &error as &dyn std::error::Error, "jobs cannot be read"),
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+}
+
+fn is_absent(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
 fn told(

@@ -7,16 +7,13 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{batch::v1::Job, core::v1::Pod},
-};
+use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Resource, api::ListParams};
 use serde::de::DeserializeOwned;
 
 use super::{
     Context,
-    gang::{GangPhase, Key},
+    gang::{GangPhase, GangView, Key},
     observed::{AttemptFact, Observed, PodFact},
 };
 use crate::{
@@ -29,6 +26,9 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
 /// Time in which all pods of a gang have spoken to a broker that has just begun.
 const HEARING: Duration = Duration::from_secs(5);
+
+/// Objects of one answer of the API server. A pod has about 10 KB, and a page is in memory whole.
+pub(super) const PAGE: u32 = 100;
 
 /// Why the API server could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +54,7 @@ pub(super) async fn fresh(
 ) -> Result<Option<Observed>, ObserveError> {
     let (namespace, name) = key(job);
     let api: Api<FineTuneJob> = Api::namespaced(context.client.clone(), &namespace);
+    context.metrics.calls.add("read");
     let now = api
         .get_opt(&name)
         .await
@@ -61,23 +62,37 @@ pub(super) async fn fresh(
     let Some(now) = now.filter(|now| now.metadata.uid == job.metadata.uid) else {
         return Ok(None);
     };
-    let jobs: Vec<Job> = children(context, &namespace, &name).await?;
-    let pods: Vec<Pod> = children(context, &namespace, &name).await?;
-    let attempts = jobs.iter().filter_map(AttemptFact::of).collect();
-    let pods = pods.iter().filter_map(PodFact::of).collect();
+    // Pods first: a Job that deletes its pods says why before it does so.
+    let pods = children(context, &namespace, &name, PodFact::of).await?;
+    let attempts = children(context, &namespace, &name, AttemptFact::of).await?;
     Ok(Some(gather(context, now, attempts, pods)))
 }
 
-async fn children<K>(context: &Context, namespace: &str, job: &str) -> Result<Vec<K>, ObserveError>
+/// What the children of a job tell, page by page: whole pods are large.
+async fn children<K, F>(
+    context: &Context,
+    namespace: &str,
+    job: &str,
+    fact: impl Fn(&K) -> Option<F>,
+) -> Result<Vec<F>, ObserveError>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     K: Clone + DeserializeOwned + Debug,
 {
     let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
-    let selector = ListParams::default().labels(&format!("{}={job}", labels::JOB));
-    let list = api.list(&selector).await;
-    let list = list.map_err(|source| ObserveError::Children { job: job.to_owned(), source })?;
-    Ok(list.items)
+    let selector = format!("{}={job}", labels::JOB);
+    let mut page = ListParams::default().labels(&selector).limit(PAGE);
+    let mut facts = Vec::new();
+    loop {
+        context.metrics.calls.add("read");
+        let list = api.list(&page).await;
+        let list = list.map_err(|source| ObserveError::Children { job: job.to_owned(), source })?;
+        facts.extend(list.items.iter().filter_map(&fact));
+        match list.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => page.continue_token = Some(token),
+            None => return Ok(facts),
+        }
+    }
 }
 
 fn gather(
@@ -101,13 +116,17 @@ fn gather(
     let young = remembered
         .and_then(|memory| memory.registered_at)
         .is_some_and(|at| now.duration_since(at) < HEARING);
-    let gang = gang.filter(|gang| !(young && gang.phase == GangPhase::Waiting));
+    let early = |gang: &GangView| gang.phase == GangPhase::Waiting || gang.is_unheard();
+    let gang = gang.filter(|gang| !(young && early(gang)));
     let written = remembered.and_then(|memory| memory.progress_written);
     Observed {
         now: Timestamp::now(),
         problems: problems(&job),
         fault: remembered.and_then(|memory| memory.fault.clone()),
         progress_due: written.is_none_or(|at| PROGRESS_EVERY <= now.duration_since(at)),
+        told: remembered.map(|memory| memory.told.clone()).unwrap_or_default(),
+        looked: remembered.is_some_and(|memory| memory.looked),
+        first_failure: remembered.and_then(|memory| memory.first_failure),
         job,
         attempts,
         pods,

@@ -2,13 +2,15 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use k8s_openapi::api::{
     batch::v1::{Job, JobStatus as BatchStatus},
     core::v1::{ContainerState, Pod},
 };
 
-use super::gang::GangView;
+use super::{gang::GangView, news::FailureId};
 use crate::api::{
     job::{FineTuneJob, JobStatus, LastFailure},
     labels,
@@ -31,6 +33,12 @@ pub struct Observed {
     pub fault: Option<Fault>,
     /// Whether numbers that change with every step may be written again.
     pub progress_due: bool,
+    /// Keys of the news that were told.
+    pub told: BTreeSet<String>,
+    /// Whether this operator has looked at the job before.
+    pub looked: bool,
+    /// The failure that the status told of at the first look.
+    pub first_failure: Option<FailureId>,
 }
 
 /// A refused call.
@@ -50,6 +58,7 @@ pub struct AttemptFact {
     pub uid: String,
     /// UID of the object that owns it: a job of the same name may have lived before.
     pub owner: String,
+    pub created: Option<Timestamp>,
     /// Since when pods may run; `None` while a queue holds it.
     pub started: Option<Timestamp>,
     /// A queue holds it.
@@ -148,6 +157,7 @@ impl AttemptFact {
             name: meta.name.clone()?,
             uid: meta.uid.clone().unwrap_or_default(),
             owner: meta.owner_references.iter().flatten().map(|owner| owner.uid.clone()).next()?,
+            created: meta.creation_timestamp.as_ref().map(|time| time.0),
             started,
             suspended: spec.and_then(|spec| spec.suspend) == Some(true),
             deleting: meta.deletion_timestamp.is_some(),

@@ -168,8 +168,14 @@ fn disrupted(observed: &Observed, job: Option<&AttemptFact>) -> Option<End> {
         observed.pods_of(observed.status().attempt).filter(taken).collect();
     // The Job deletes the rest of a gang after the first loss: the first loss has a reason.
     pods.sort_by_key(|pod| (pod.disruption.is_none(), !pod.on_lost_node(), pod.index));
-    // If the Job itself failed, its own deletions say nothing.
-    let failed = job.is_some_and(|job| job.end.is_some());
+    // If the Job itself failed, its own deletions say nothing. It may have failed a moment after it
+    // was read: then a pod has ended by itself.
+    let ended = |pod: &PodFact| {
+        let failed = pod.phase == PodPhase::Failed || pod.exit_code.is_some_and(|code| code != 0);
+        failed && pod.disruption.is_none() && pod.deadline.is_none()
+    };
+    let failed = job.is_some_and(|job| job.end.is_some())
+        || observed.pods_of(observed.status().attempt).any(ended);
     pods.first().filter(|pod| pod.disruption.is_some() || !failed).map(|pod| disruption(pod))
 }
 

@@ -6,6 +6,7 @@ use super::{
     conditions::{self, COMPLETE, FAILED},
     decide::{Decision, decide},
     gang::GangSpec,
+    news::{News, news},
     observed::{AttemptFact, Observed, PodPhase},
     outcome, status,
 };
@@ -26,6 +27,8 @@ pub struct Step {
 /// What a step does.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
+    /// Tells of what happened as an Event.
+    Tell(News),
     WriteStatus(Box<JobStatus>),
     ApplyAccount,
     ApplyService,
@@ -60,7 +63,8 @@ impl Action {
             Action::CreateJob { .. } | Action::DeleteJob { .. } | Action::ForceDeletePod { .. } => {
                 true
             }
-            Action::WriteStatus(_)
+            Action::Tell(_)
+            | Action::WriteStatus(_)
             | Action::ApplyAccount
             | Action::ApplyService
             | Action::ApplySpec { .. }
@@ -87,12 +91,14 @@ pub fn needs_fresh_view(observed: &Observed, steps: &[Step]) -> bool {
     changes_mind || steps.iter().any(|step| step.action.needs_fresh_view())
 }
 
-/// The next steps, in order. A change of mind is written to the status, and acted on only in the
+/// The next steps, in order. What is written is told before anything else is. A change of mind is written to the status, and acted on only in the
 /// next plan, when the API server has taken it.
 pub fn plan(observed: &Observed) -> Vec<Step> {
     let decision = decide(observed);
     let status = status::status(observed, &decision);
-    let mut steps = Vec::new();
+    let news = news(observed).into_iter();
+    let mut steps: Vec<Step> =
+        news.map(|news| step(Action::Tell(news), "users want to know")).collect();
     if status != *observed.status() {
         steps.push(step(Action::WriteStatus(Box::new(status)), describe(&decision)));
     }

@@ -8,6 +8,7 @@ use tracing::{info, warn};
 use super::{
     Context,
     apply::{ApplyError, apply},
+    news,
     observe::{self, ObserveError, key},
     observed::{Fault, Observed},
     plan::{self, Action, Step, plan},
@@ -53,9 +54,15 @@ pub(super) async fn reconcile(
         }
     }
     let had_fault = observed.fault.is_some();
+    let recent = news::recent(&observed);
     context.remember(&key(&job), |memory| {
         memory.failures = 0;
         memory.fault = None;
+        memory.told.retain(|key| recent.iter().any(|news| news.key == *key));
+        if !memory.looked {
+            memory.looked = true;
+            memory.first_failure = observed.status().last_failure.as_ref().map(news::id);
+        }
     });
     if had_fault {
         return Ok(controller::Action::requeue(Duration::from_secs(1)));
@@ -101,8 +108,8 @@ async fn refused(
     if !matches!(error, ApplyError::Status { .. }) {
         // Whether this write succeeds or not, the next look tries again.
         let told = Observed { fault: Some(fault), ..observed.clone() };
-        let first = plan(&told).into_iter().next();
-        if let Some(step) = first.filter(|step| matches!(step.action, Action::WriteStatus(_))) {
+        let writes = |step: &Step| matches!(step.action, Action::WriteStatus(_));
+        if let Some(step) = plan(&told).into_iter().find(writes) {
             let written = apply(context, &observed.job, &step.action).await;
             if let Err(error) = written.as_ref().map_err(ToString::to_string) {
                 warn!(namespace, job, error, "the status does not tell of it yet");

@@ -256,6 +256,9 @@ impl World {
             Action::AskStop => self.stopping = true,
             Action::ForgetGang => self.gang = None,
             Action::ForceDeletePod { uid, .. } => self.seen.pods.retain(|pod| pod.uid != *uid),
+            Action::Tell(news) => {
+                assert!(self.seen.told.insert(news.key.clone()), "{} is told twice", news.key);
+            }
             Action::ApplyAccount | Action::ApplyService | Action::ApplySpec { .. } => {}
         }
     }

@@ -1,5 +1,7 @@
 //! Objects for tests.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::batch::v1::Job;
 
 use super::{
@@ -38,6 +40,9 @@ pub(super) fn observed() -> Observed {
         gang: None,
         fault: None,
         progress_due: true,
+        told: BTreeSet::new(),
+        looked: false,
+        first_failure: None,
     }
 }
 

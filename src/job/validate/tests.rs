@@ -23,6 +23,8 @@ fn found(from: &str, to: &str) -> String {
 #[expect(clippy::too_many_lines, reason = "one case per rule")]
 fn each_rule_names_its_field() {
     assert!(parse(JOB, "j").is_ok());
+    let labels = "output: out\n  cluster: {nodeSelector: {type: a, example.com/b: c}}";
+    assert!(parse(&JOB.replace("output: out", labels), "j").is_ok());
     let out = "output: out";
     let cases = [
         ("name: a", "name: A_b", "metadata.name"),
@@ -53,6 +55,7 @@ fn each_rule_names_its_field() {
         ("[{name: s, steps: 10}]", "[]", "spec.stages"),
         (out, "output: out\n  cluster: {gpusPerNode: 2}", "spec.cluster.gpusPerNode"),
         (out, "output: out\n  cluster: {gpusPerNode: 0}", "spec.cluster.gpusPerNode"),
+        (out, "output: out\n  cluster: {nodeSelector: {a: 1}}", "spec.cluster.nodeSelector.a"),
         (
             out,
             "output: out\n  cluster: {startTimeoutSeconds: 0}",

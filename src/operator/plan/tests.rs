@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// The steps in short, after the state that the first of them writes.
+/// The steps in short but for news, after the state that the first of them writes.
 fn steps(observed: &Observed) -> Vec<String> {
     let short = |step: Step| match step.action {
         Action::WriteStatus(status) => {
@@ -26,19 +26,22 @@ fn steps(observed: &Observed) -> Vec<String> {
         Action::RegisterGang(spec) => format!("RegisterGang a{}", spec.attempt),
         Action::DeleteJob { name, .. } => format!("DeleteJob {name}"),
         Action::ForceDeletePod { name, .. } => format!("ForceDeletePod {name}"),
-        action @ (Action::ApplyAccount
+        action @ (Action::Tell(_)
+        | Action::ApplyAccount
         | Action::ApplyService
         | Action::ApplySpec { .. }
         | Action::CreateJob { .. }
         | Action::AskStop
         | Action::ForgetGang) => format!("{action:?}"),
     };
-    plan(observed).into_iter().map(short).collect()
+    let steps = plan(observed).into_iter();
+    steps.filter(|step| !matches!(step.action, Action::Tell(_))).map(short).collect()
 }
 
 /// Writes what the first step says into the observation.
 fn write(observed: &mut Observed) {
-    let first = plan(observed).into_iter().next().map(|step| step.action);
+    let actions = plan(observed).into_iter().map(|step| step.action);
+    let first = actions.into_iter().find(|action| !matches!(action, Action::Tell(_)));
     let Some(Action::WriteStatus(status)) = first else { panic!("no status in {first:?}") };
     observed.job.status = Some(*status);
 }
@@ -203,6 +206,21 @@ fn a_permanent_exit_is_the_end_and_nothing_comes_back() {
 }
 
 #[test]
+fn pods_that_the_job_deletes_after_a_failure_are_not_to_blame() {
+    let mut observed = running();
+    observed.gang = None;
+    (observed.pods[0].phase, observed.pods[0].exit_code) = (PodPhase::Failed, Some(65));
+    let deadline = Some(observed.now + SignedDuration::from_secs(60));
+    observed.pods.push(PodFact { index: 1, deadline, ..pod(1, PodPhase::Running) });
+    let text = steps(&observed).join("\n");
+    assert!(!text.contains("PodDeleted"), "{text}");
+    let end = JobEnd::Failed { reason: "PodFailurePolicy".into(), message: String::new() };
+    observed.attempts[0].end = Some(end);
+    let text = steps(&observed).join("\n");
+    assert!(text.contains("Failed a1 NonRetryable"), "{text}");
+}
+
+#[test]
 fn suspend_asks_the_ranks_first() {
     let mut observed = running();
     observed.job.spec.suspend = true;
@@ -217,6 +235,34 @@ fn suspend_asks_the_ranks_first() {
     write(&mut observed);
     assert!(steps(&observed).is_empty());
     observed.job.spec.suspend = false;
+    assert_eq!(steps(&observed), ["Scheduling a2 Creating"]);
+    write(&mut observed);
+    assert_eq!(observed.status().restarts.total, 0);
+}
+
+#[test]
+fn pods_that_never_spoke_are_not_waited_for() {
+    let mut observed = running();
+    observed.job.spec.suspend = true;
+    write(&mut observed);
+    observed.gang = Some(gang(GangPhase::Stopping));
+    assert_eq!(steps(&observed).last().unwrap(), "AskStop");
+    observed.gang.as_mut().unwrap().nodes = vec![String::new()];
+    assert_eq!(steps(&observed).last().unwrap(), "DeleteJob digits-a1");
+}
+
+#[test]
+fn resuming_while_the_pods_go_is_no_failure() {
+    let mut observed = running();
+    observed.job.spec.suspend = true;
+    write(&mut observed);
+    observed.attempts.clear();
+    observed.pods[0].deadline = Some(observed.now + SignedDuration::from_secs(60));
+    observed.job.spec.suspend = false;
+    assert!(steps(&observed).is_empty());
+    observed.pods.clear();
+    write(&mut observed);
+    assert_eq!(observed.status().summary.state, State::Suspended);
     assert_eq!(steps(&observed), ["Scheduling a2 Creating"]);
     write(&mut observed);
     assert_eq!(observed.status().restarts.total, 0);
