@@ -148,17 +148,17 @@ fn glibc(node: &NodeFacts, demand: &Demand) -> Outcome {
         return Err(Stop::skip("the trainer asks for no glibc"));
     };
     let fact = &node.system.glibc;
-    let have = fact.get()?;
-    let old = have.as_ref().is_none_or(|have| table::version(have) < table::version(wanted));
-    let text = have.clone().unwrap_or_else(|| "none".to_owned());
-    let problem = old.then(|| {
+    let Some(have) = fact.get()? else {
+        return Err(Stop::skip("the loader finds no glibc: see library-missing"));
+    };
+    let problem = (table::version(have) < table::version(wanted)).then(|| {
         GLIBC_TOO_OLD.problem(
-            format!("the trainer needs glibc {wanted}, here is {text}"),
+            format!("the trainer needs glibc {wanted}, here is {have}"),
             format!("the loader refuses to start ranks of {}", demand.name()),
             "ldd --version | head -1",
         )
     });
-    Judgement::of(fact, text, format!("at least {wanted}"), problem)
+    Judgement::of(fact, have.as_str(), format!("at least {wanted}"), problem)
 }
 
 fn machine(node: &NodeFacts, demand: &Demand) -> Outcome {
