@@ -32,6 +32,8 @@ impl Said {
             ": all ranks met",
             ": running",
             ": queued",
+            ": stalled",
+            ": suspending",
         ];
         let lines = self.text.lines().skip_while(|line| !line.contains(": submitted"));
         let told = lines.filter(|line| {

@@ -111,7 +111,9 @@ impl Gang {
         let node = pod.map_or("", |pod| &pod.request.node).to_owned();
         let since = pod.map(|pod| pod.heard).or(self.first_heard)?;
         let seconds = now.saturating_duration_since(since).as_secs();
-        let what = format!("pod {index} on node `{node}` has said nothing for {seconds} s");
+        // A leader that is new may never have heard it.
+        let place = if node.is_empty() { String::new() } else { format!(" on {node}") };
+        let what = format!("pod {index}{place} has said nothing for {seconds} s");
         let hint = "its node or its network may be down: `kubectl get nodes`";
         Some(LastFailure {
             class: "lost".to_owned(),
