@@ -181,7 +181,8 @@ fn begin(attempt: u32, status: &mut JobStatus, conditions: &mut Conditions) {
 /// Conditions of an attempt that runs.
 fn attempt(observed: &Observed, conditions: &mut Conditions) {
     let job = observed.attempt(observed.status().attempt);
-    let held = job.is_some_and(|job| job.suspended);
+    // A Job that a queue owns is made suspended.
+    let held = job.is_none_or(|job| job.suspended);
     match &observed.job.spec.cluster.queue {
         None => conditions.set(QUOTA_RESERVED, true, "NoQueue", ""),
         Some(queue) if held => {

@@ -60,6 +60,11 @@ impl Account {
         swept || self.report.exit == Some(TrainerExit::PeerLost) || !self.failed()
     }
 
+    /// It was asked to end, and saved.
+    pub(super) fn has_saved(&self) -> bool {
+        self.report.exit == Some(TrainerExit::Preempted)
+    }
+
     /// It ended by itself, not as a victim and not for want of steps.
     fn is_own(&self) -> bool {
         !self.is_victim() && self.report.stalled_seconds.is_none()

@@ -369,6 +369,13 @@ impl Gang {
         let failure = blame::class(&sorted).map(|class| (class, step));
         let repeats =
             if failure.is_some() && failure == self.history { self.repeats + 1 } else { 0 };
+        let saved = |account: &Account| account.has_saved() || account.is_victim();
+        if !self.stopping && sorted.iter().any(Account::has_saved) && sorted.iter().all(saved) {
+            // The queue took their room and has given it back: nobody has failed, and nothing counts.
+            self.round = Some(Round::Gathering { not_before: now });
+            self.pods.values_mut().for_each(|pod| pod.accounts.clear());
+            return;
+        }
         let max_restarts = self.spec.max_restarts;
         let history = History { restarts: self.restarts, repeats, max_restarts };
         match blame::judge(&sorted, history, self.stopping) {

@@ -346,6 +346,29 @@ fn a_pod_that_leaves_lets_all_save_and_then_counts_as_lost() {
 }
 
 #[test]
+fn pods_that_come_back_after_a_preemption_start_again_and_nothing_counts() {
+    let mut told = Told::running();
+    for index in [0, 1] {
+        let ends = vec![
+            report(index * 2, TrainerExit::Preempted),
+            report(index * 2 + 1, TrainerExit::Preempted),
+        ];
+        let leaving =
+            SyncRequest { leaving: true, ..said(index, PodPhase::Ended { epoch: 1, ends }) };
+        assert_eq!(told.ask(&leaving), Ok(SyncReply::Continue));
+    }
+    for index in [0, 1] {
+        let anew =
+            SyncRequest { pod_uid: format!("new-{index}"), ..said(index, PodPhase::Joining) };
+        told.ask(&anew).unwrap();
+    }
+    let anew = SyncRequest { pod_uid: "new-0".to_owned(), ..said(0, PodPhase::Joining) };
+    assert!(matches!(told.ask(&anew), Ok(SyncReply::Start { epoch: 2, .. })));
+    let view = told.view();
+    assert_eq!((view.restarts, view.last_failure), (0, None));
+}
+
+#[test]
 fn a_silent_pod_is_lost_after_fifteen_seconds() {
     let mut told = Told::running();
     told.wait(14);
