@@ -1,6 +1,6 @@
 //! The undisturbed job, and ranks that fail.
 
-use std::{fs, io::ErrorKind, time::Duration};
+use std::{fs, io::ErrorKind, path::Path, time::Duration};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -97,7 +97,8 @@ fn disk_full(lab: &Lab) {
     let mut job = job.with("cluster.shm", json!("640Mi")).launch(lab, LAUNCH);
     job.wait_for_step(1);
     // Somebody else fills it: the test before the start has seen enough room.
-    let filler = format!("/proc/{}/root/dev/shm/filler", job.rank(0));
+    let process = Path::new("/proc").join(job.rank(0).to_string());
+    let filler = process.join("root").join("dev/shm/filler");
     let full = fs::write(filler, vec![0; 640 << 20]).unwrap_err();
     assert_eq!(full.kind(), ErrorKind::StorageFull);
     let said = job.end();
