@@ -146,11 +146,13 @@ fn given_up(observed: &Observed, failure: Option<LastFailure>) -> End {
     let used_up =
         0 < counted(observed) && observed.job.spec.failure.max_restarts <= counted(observed);
     let (kind, reason) = match failure.class.as_str() {
-        "hardware" | "preflight" => (Kind::Counted, "PreflightFailed"),
+        "hardware" | "preflight" | "network" => (Kind::Counted, "PreflightFailed"),
         _ if used_up => (Kind::Permanent, "BackoffExceeded"),
         _ => (Kind::Permanent, "NonRetryable"),
     };
-    let exclude = (kind == Kind::Counted).then(|| failure.node.clone());
+    // Of two nodes that do not reach each other, none is known to be the bad one.
+    let known = kind == Kind::Counted && failure.class != "network";
+    let exclude = known.then(|| failure.node.clone());
     End { kind, reason, message, exclude, failure: Some(failure) }
 }
 
@@ -289,4 +291,37 @@ pub fn running(observed: &Observed) -> u32 {
     indices.sort_unstable();
     indices.dedup();
     u32::try_from(indices.len()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::testing;
+
+    #[test]
+    fn only_a_machine_that_failed_its_test_is_avoided() {
+        let observed = testing::observed();
+        let failure = |class: &str| LastFailure {
+            class: class.to_owned(),
+            rank: 2,
+            node: "n2".to_owned(),
+            exit_code: None,
+            what: "failed".to_owned(),
+            hint: None,
+            tail: String::new(),
+            epoch: 0,
+            step: 0,
+        };
+        for (class, kind, reason, avoided) in [
+            ("preflight", Kind::Counted, "PreflightFailed", Some("n2")),
+            ("hardware", Kind::Counted, "PreflightFailed", Some("n2")),
+            ("network", Kind::Counted, "PreflightFailed", None),
+            ("input", Kind::Permanent, "NonRetryable", None),
+            ("storage", Kind::Permanent, "NonRetryable", None),
+        ] {
+            let end = given_up(&observed, Some(failure(class)));
+            let found = (end.kind, end.reason, end.exclude.as_deref());
+            assert_eq!(found, (kind, reason, avoided), "{class}");
+        }
+    }
 }
