@@ -48,6 +48,8 @@ const PURE_MODULES: &[&str] = &["api", "facts", "job", "wire", "doctor", "report
 
 /// Files and folders of other modules that do no I/O either.
 const PURE_FILES: &[&str] = &[
+    "src/agent/node/judge.rs",
+    "src/agent/node/metrics.rs",
     "src/cli/cluster/events.rs",
     "src/cli/cluster/explain.rs",
     "src/cli/cluster/place.rs",

@@ -223,6 +223,8 @@ const KEYWORDS: &[(&str, &str, &str)] = &[
     ("spec.cluster.resources.memory", "maxLength", "64"),
     ("spec.cluster.shm", "maxLength", "64"),
     ("spec.cluster.workDir", "pattern", "\"^/\""),
+    ("spec.cluster.excludeNodes", "maxItems", "256"),
+    ("spec.cluster.excludeNodes[]", "maxLength", "253"),
     ("spec.cluster.volumes", "maxItems", "32"),
     ("spec.cluster.volumes", "x-kubernetes-list-type", "\"map\""),
     ("spec.cluster.volumes", "x-kubernetes-list-map-keys", "[\"name\"]"),

@@ -1,4 +1,6 @@
-//! `qvl agent`: the supervisor of the ranks of a pod.
+//! `qvl agent`: the supervisor of the ranks of a pod, and the reporter of a node.
+
+mod node;
 
 use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -26,6 +28,8 @@ pub struct AgentArgs {
 enum AgentCommand {
     /// Be the first process of a rank pod: test the machine, start its ranks, watch them.
     Rank(Box<RankArgs>),
+    /// Report what this node has and what is wrong with it; the chart runs it on every node.
+    Node(node::NodeArgs),
 }
 
 /// The operator sets all of these in a pod.
@@ -97,10 +101,13 @@ struct RankArgs {
     alone_seconds: u32,
 }
 
-/// Runs the first process of a container. Its code is one of a trainer, for whoever decides
-/// about a restart.
+/// Runs the first process of a container. The code of a rank pod is one of a trainer, for whoever
+/// decides about a restart.
 pub(super) fn container(args: &AgentArgs) -> ExitCode {
-    let AgentCommand::Rank(args) = &args.command;
+    let args = match &args.command {
+        AgentCommand::Rank(args) => args,
+        AgentCommand::Node(args) => return node::run(args),
+    };
     start_log();
     match supervise(args) {
         Ok(code) => ExitCode::from(code),

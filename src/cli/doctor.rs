@@ -8,7 +8,7 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -62,7 +62,8 @@ pub struct DoctorArgs {
     /// Names of all nodes that must have reported.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     expect_nodes: Vec<String>,
-    /// The trainer that will run, instead of the `qvl-train` beside this program.
+    /// The trainer that will run, instead of the `qvl-train` beside this program. With --cluster
+    /// the nodes are judged by what this file needs.
     #[arg(long, visible_alias = "binary", value_name = "FILE", env = "QVL_TRAIN_BIN")]
     trainer: Option<PathBuf>,
     /// Connect to these, to see that ranks will reach each other. An answer that nothing listens
@@ -78,6 +79,9 @@ pub struct DoctorArgs {
     /// Judge the nodes of the cluster by the reports of their agents.
     #[arg(long, conflicts_with_all = ["facts", "save_facts", "sysroot"])]
     cluster: bool,
+    /// Wait so long until all nodes have reported, as in `2m`.
+    #[arg(long, value_name = "TIME", requires = "cluster", value_parser = cluster::launch::duration)]
+    wait: Option<Duration>,
     #[command(flatten)]
     target: cluster::Target,
 }
@@ -131,20 +135,20 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
     }
     let begin = Instant::now();
     let allowed = allowed(&args.allow_unknown)?;
-    let (demand, folders) = demand(args)?;
-    let (snapshot, fleet) = if args.cluster {
-        let fleet = cluster::fleet::read(&args.target)?;
-        (fleet.snapshot.clone(), Some(fleet))
-    } else {
-        (snapshot(args, folders)?, None)
-    };
-    let mut report = doctor::diagnose(&snapshot, &demand);
-    if let Some(fleet) = &fleet {
-        cluster::fleet::leave_to_pods(&mut report);
+    let (demand, folders, job) = demand(args)?;
+    let report = if args.cluster {
+        let (job, wait) = (job.as_ref(), args.wait.unwrap_or_default());
+        let roster = cluster::fleet::read(&args.target, job, args.trainer.as_deref(), wait)?;
+        let demand = cluster::fleet::shaped(demand, &roster, job);
+        let mut report = doctor::diagnose(&roster.fleet.snapshot, &demand);
+        report.leave_to_pods(roster.trainer);
         if args.format == Format::Text {
-            cluster::fleet::preface(fleet, out)?;
+            cluster::fleet::preface(&roster, &report, job, &allowed, out)?;
         }
-    }
+        report
+    } else {
+        doctor::diagnose(&snapshot(args, folders)?, &demand)
+    };
     let elapsed_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
     let elapsed_ms = (!args.reproducible).then_some(elapsed_ms);
     let view = View { strict: args.strict, elapsed_ms, ..view(&allowed) };
@@ -244,25 +248,30 @@ fn find(id: &str) -> Result<&'static doctor::Rule, CliError> {
     })
 }
 
-fn demand(args: &DoctorArgs) -> Result<(Demand, Vec<(Place, PathBuf)>), CliError> {
+/// What is asked for, the folders that the job uses, and the job itself, if one is given.
+type Asked = (Demand, Vec<(Place, PathBuf)>, Option<FineTuneJob>);
+
+fn demand(args: &DoctorArgs) -> Result<Asked, CliError> {
     let stack = match args.stack {
         StackArg::Own => Stack::Own,
         StackArg::Official => Stack::Official,
     };
     let Some(path) = &args.job else {
         let folders = vec![(Place::Temporary, std::env::temp_dir())];
-        return Ok((Demand { stack, ranks: args.gpus, ..Demand::default() }, folders));
+        return Ok((Demand { stack, ranks: args.gpus, ..Demand::default() }, folders, None));
     };
     let folder = path.parent().filter(|path| !path.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     let job = plan::read_job(path, args.gpus)?;
     if args.cluster && !folder.join(&job.spec.model.path).exists() {
         // Model and data lie on volumes of the cluster: their sizes are not known here.
-        return Ok((Demand { stack, ..Demand::of(&job, Sizes::default()) }, Vec::new()));
+        let demand = Demand { stack, ..Demand::of(&job, Sizes::default()) };
+        return Ok((demand, Vec::new(), Some(job)));
     }
     let planned = plan::make(job, folder)?;
     let demand = Demand { stack, ..Demand::of(&planned.job, sizes(&planned, folder)) };
-    Ok((demand, folders(&planned.job, folder)))
+    let folders = folders(&planned.job, folder);
+    Ok((demand, folders, Some(planned.job)))
 }
 
 /// The folders and files that a job reads and writes.
@@ -325,9 +334,9 @@ fn snapshot(args: &DoctorArgs, folders: Vec<(Place, PathBuf)>) -> Result<Snapsho
     let hashes = args.save_facts.is_some();
     let official = (args.stack == StackArg::Official)
         .then(|| probe::Official { python: args.python.clone(), script: args.script.clone() });
-    let reach = args.reach.clone();
-    let options =
-        probe::Options { root, program: Some(program), trainer, folders, hashes, reach, official };
+    let (reach, program) = (args.reach.clone(), Some(program));
+    let driver = probe::Options { program, reach, official, ..probe::Options::default() };
+    let options = probe::Options { root, trainer, folders, hashes, ..driver };
     let facts = probe::node(&options);
     let node = probe::name(&facts);
     if let Some(path) = &args.save_facts {

@@ -35,6 +35,8 @@ pub struct Demand {
     pub ranks: Option<u32>,
     /// Machines that share the ranks; filled from the snapshot.
     pub nodes: u32,
+    /// Ranks of one machine, if that is decided; else they are shared evenly.
+    pub ranks_each: Option<u32>,
     /// Number format of the base weights.
     pub dtype: Dtype,
     /// Estimated memory of one rank, in bytes.
@@ -105,6 +107,7 @@ impl Demand {
             compute: spec.world.compute,
             ranks: Some(spec.world.gpus),
             nodes: 1,
+            ranks_each: None,
             dtype: spec.model.dtype,
             rank_memory_bytes: sizes.rank_memory_bytes,
             model_file_bytes: sizes.model_file_bytes,
@@ -137,7 +140,7 @@ impl Demand {
 
     /// Ranks on the fullest node; `None` = one for each GPU.
     pub fn ranks_per_node(&self) -> Option<u32> {
-        self.ranks.map(|ranks| ranks.div_ceil(self.nodes.max(1)))
+        self.ranks_each.or_else(|| self.ranks.map(|ranks| ranks.div_ceil(self.nodes.max(1))))
     }
 
     /// Ranks on a node that has so many GPUs.

@@ -10,6 +10,7 @@ mod demand;
 mod floor;
 mod gpus;
 mod judgement;
+mod pods;
 mod report;
 mod rule;
 mod rules;
@@ -26,6 +27,7 @@ pub use judgement::{Evidence, Judgement, Outcome, Problem, Stop, Value};
 pub use report::{CheckResult, Counts, Overall, Report, Subject, Verdict};
 pub use rule::{Agreement, Applies, Area, Check, Rule, Severity};
 pub use rules::RULES;
+pub use table::bytes as human_bytes;
 
 use std::collections::BTreeMap;
 

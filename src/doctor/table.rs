@@ -1,7 +1,7 @@
 //! Knowledge that is data: versions, GPU names, XIDs. Each table names its source.
 
 /// Bytes in the unit that people read.
-pub(super) fn bytes(bytes: u64) -> String {
+pub fn bytes(bytes: u64) -> String {
     let units = [("TiB", 1_u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     for (name, size) in units {
         if size <= bytes {

@@ -39,6 +39,7 @@ pub(super) fn demand() -> Demand {
         compute: Compute::Cuda,
         ranks: Some(3),
         nodes: 3,
+        ranks_each: None,
         dtype: Dtype::Bf16,
         rank_memory_bytes: Some(30 * GIB),
         model_file_bytes: Some(19_313_870_336),
@@ -93,6 +94,7 @@ fn node(number: u32) -> NodeFacts {
         },
         system: parts::system(),
         official: parts::official(),
+        offered_gpus: None,
     }
 }
 

@@ -12,6 +12,14 @@ pub struct KernelLog {
     /// Microseconds since boot at which the NVIDIA module was loaded last; older XIDs are gone
     /// with the state that they were about.
     pub module_loaded_us: Option<u64>,
+    /// Older messages that were left out: of one kind only the newest are kept.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub forgotten: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// One `NVRM: Xid` message.

@@ -124,4 +124,7 @@ pub struct NodeFacts {
     /// The official stack, when the doctor was asked about it.
     #[serde(default)]
     pub official: OfficialFacts,
+    /// GPUs that a cluster's scheduler may give away here; `None` outside of a cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offered_gpus: Option<u64>,
 }

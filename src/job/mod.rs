@@ -15,9 +15,9 @@ mod validate;
 
 pub use parse::{JobError, Problem, parse};
 pub use spec::{
-    Batch, Checkpoint, Cluster, Compute, Data, Dtype, EvalSet, Evaluation, Failure, FineTuneJob,
-    Full, JobKind, JobSpec, JobVersion, Lora, LoraTarget, Mask, Metadata, Method, ModelSource,
-    Normalisation, OnOverlong, Optimizer, Part, RankResources, Schedule, ScheduleKind, Stage, Task,
-    TrainSet, Volume, World,
+    Batch, Checkpoint, Cluster, Compute, Data, Dtype, EXCLUDED_NODES, EvalSet, Evaluation, Failure,
+    FineTuneJob, Full, JobKind, JobSpec, JobVersion, Lora, LoraTarget, Mask, Metadata, Method,
+    ModelSource, Normalisation, OnOverlong, Optimizer, Part, RankResources, Schedule, ScheduleKind,
+    Stage, Task, TrainSet, Volume, World,
 };
 pub use validate::problems;

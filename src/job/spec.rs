@@ -570,6 +570,9 @@ pub struct Cluster {
     pub work_dir: Option<String>,
     /// Only nodes with these labels.
     pub node_selector: BTreeMap<String, String>,
+    /// Names of nodes that must not be used. The launcher adds those with problems.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exclude_nodes: Vec<String>,
     /// Local queue of Kueue; without one the job does not wait in a queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue: Option<String>,
@@ -588,6 +591,9 @@ pub struct Cluster {
     pub ttl_seconds: u32,
 }
 
+/// At most so many nodes are excluded by name.
+pub const EXCLUDED_NODES: usize = 256;
+
 impl Default for Cluster {
     fn default() -> Self {
         Cluster {
@@ -599,6 +605,7 @@ impl Default for Cluster {
             volumes: Vec::new(),
             work_dir: None,
             node_selector: BTreeMap::new(),
+            exclude_nodes: Vec::new(),
             queue: None,
             priority_class: None,
             image_pull_secrets: Vec::new(),

@@ -9,7 +9,10 @@ use std::{
     io::{self, BufRead, BufReader},
     path::Path,
     process::{Child, Command, Stdio},
-    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -51,18 +54,47 @@ pub(super) enum Silence {
 
 /// A child that was started and not yet listened to.
 pub(super) struct Question {
-    child: io::Result<Child>,
+    library: DriverLibrary,
+    asked: Asked,
 }
 
-/// Starts `program probe-driver LIBRARY`.
+enum Asked {
+    Started(io::Result<Child>),
+    /// An earlier child still hangs in this call: another would hang beside it.
+    Stuck(Silence),
+}
+
+/// A child that was killed and does not die, because its call does not return.
+struct Stuck {
+    library: DriverLibrary,
+    child: Child,
+    call: String,
+    since: Instant,
+}
+
+/// Whoever asks again and again must not gather a hanging process each time.
+static STUCK: Mutex<Vec<Stuck>> = Mutex::new(Vec::new());
+
+/// What the earlier children say that still hang; those that died are reaped.
+fn stuck(all: &Mutex<Vec<Stuck>>, library: DriverLibrary) -> Option<Silence> {
+    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+    all.retain_mut(|one| matches!(one.child.try_wait(), Ok(None)));
+    let one = all.iter().find(|one| one.library == library)?;
+    Some(Silence::Hung { call: one.call.clone(), after_ms: millis(one.since) })
+}
+
+/// Starts `program probe-driver LIBRARY`, unless the last one still hangs.
 pub(super) fn start(program: &Path, library: DriverLibrary) -> Question {
+    if let Some(silence) = stuck(&STUCK, library) {
+        return Question { library, asked: Asked::Stuck(silence) };
+    }
     let child = Command::new(program)
         .args(["probe-driver", library.name()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn();
-    Question { child }
+    Question { library, asked: Asked::Started(child) }
 }
 
 impl Question {
@@ -73,8 +105,11 @@ impl Question {
 
     fn answer_within<T: DeserializeOwned>(self, silence: Duration) -> Result<T, Silence> {
         let crashed = |message: String| Silence::Crashed { message };
-        let mut child =
-            self.child.map_err(|error| crashed(format!("it did not start: {error}")))?;
+        let child = match self.asked {
+            Asked::Started(child) => child,
+            Asked::Stuck(silence) => return Err(silence),
+        };
+        let mut child = child.map_err(|error| crashed(format!("it did not start: {error}")))?;
         let lines = lines(&mut child);
         let answer = listen(&lines, silence);
         // A process that hangs in the kernel dies only when its call returns, if ever: it is
@@ -85,7 +120,12 @@ impl Question {
                 let _reaped = child.wait();
                 serde_json::from_str(&json).map_err(|error| crashed(error.to_string()))
             }
-            Err(Heard::Silent { call, after_ms }) => Err(Silence::Hung { call, after_ms }),
+            Err(Heard::Silent { call, after_ms }) => {
+                let (library, since) = (self.library, Instant::now());
+                let one = Stuck { library, child, call: call.clone(), since };
+                STUCK.lock().unwrap_or_else(PoisonError::into_inner).push(one);
+                Err(Silence::Hung { call, after_ms })
+            }
             Err(Heard::Ended { call }) => {
                 let status = child.wait().map_or_else(|e| e.to_string(), |s| s.to_string());
                 Err(crashed(format!("{status} in {call}")))
@@ -189,6 +229,27 @@ mod tests {
             .unwrap_err();
         assert!(matches!(&silence, Silence::Hung { call, .. } if call == "cuInit"), "{silence:?}");
         assert!(begin.elapsed() < Duration::from_secs(5));
+        // It was killed, so the next question is asked again as soon as it is dead.
+        while stuck(&STUCK, DriverLibrary::Cuda).is_some() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert!(begin.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn while_one_hangs_no_other_is_started() {
+        let child = Command::new("sleep").arg("600").spawn().unwrap();
+        let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+        let (library, call) = (DriverLibrary::Nvml, "nvmlInit_v2".to_owned());
+        let all = Mutex::new(vec![Stuck { library, child, call, since: Instant::now() }]);
+        let silence = stuck(&all, library);
+        assert!(matches!(silence, Some(Silence::Hung { call, .. }) if call == "nvmlInit_v2"));
+        assert!(stuck(&all, DriverLibrary::Cuda).is_none());
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).unwrap();
+        while stuck(&all, library).is_some() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert!(all.lock().unwrap().is_empty());
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(super) fn kernel(options: &Options, processes: &Fact<ProcessTable>) -> Kerne
     KernelFacts {
         release: line(options, "/proc/sys/kernel/osrelease"),
         os: parsed(options, "/etc/os-release", "PRETTY_NAME", text::pretty_name),
-        log: kmsg::log(options),
+        log: options.kernel_log.clone().unwrap_or_else(|| kmsg::log(options)),
         time_daemons: time_daemons(processes),
     }
 }

@@ -32,10 +32,11 @@ use std::path::{Path, PathBuf};
 
 pub use calls::Progress;
 pub use child::{DriverLibrary, serve};
+pub use kmsg::KernelLogFollower;
 
 use crate::facts::{
-    ContainerFacts, CudaFacts, EnvFacts, IdentityFacts, NodeFacts, NodeName, NvmlFacts, Place,
-    TrainerFacts,
+    ContainerFacts, CudaFacts, EnvFacts, Fact, IdentityFacts, KernelLog, NodeFacts, NodeName,
+    NvmlFacts, Place, TrainerFacts,
 };
 
 /// What to look at.
@@ -57,6 +58,8 @@ pub struct Options {
     pub reach: Vec<String>,
     /// The official stack, if it is the one that will run.
     pub official: Option<Official>,
+    /// The kernel log, if somebody follows it already; else it is read from its begin.
+    pub kernel_log: Option<Fact<KernelLog>>,
 }
 
 /// Where the official stack is.
@@ -78,6 +81,7 @@ impl Default for Options {
             hashes: false,
             reach: Vec::new(),
             official: None,
+            kernel_log: None,
         }
     }
 }
@@ -131,6 +135,7 @@ pub fn node(options: &Options) -> NodeFacts {
         official: official::official(options),
         nvml: nvml_answer(nvml),
         cuda: cuda_answer(cuda),
+        offered_gpus: None,
     }
 }
 

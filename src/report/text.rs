@@ -1,7 +1,7 @@
 //! The report for a person: one line for each check, four parts for each problem.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Write},
 };
 
@@ -12,7 +12,10 @@ use super::{
     wrap::{cut, wrap},
 };
 use crate::{
-    doctor::{Area, CheckResult, Counts, Overall, Problem, Report, Rule, Severity, Value, Verdict},
+    doctor::{
+        Area, CheckResult, Counts, Overall, Problem, Report, Rule, Severity, Subject, Value,
+        Verdict,
+    },
     job::Compute,
 };
 
@@ -220,36 +223,43 @@ fn four_parts(
     Ok(())
 }
 
-/// Checks that could not be evaluated, by reason: one missing library makes twenty of them.
+/// Checks that could not be evaluated, by reason: one missing library makes twenty of them, and one
+/// missing right makes them on every node.
 fn unknowns(report: &Report, view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
     let many = 1 < report.nodes.len() + report.missing.len();
-    let mut reasons: BTreeMap<(bool, String), Vec<&str>> = BTreeMap::new();
+    // Calls that fail for one reason are one reason.
+    let mut ids_of: BTreeMap<(bool, &str, &Subject), BTreeSet<&str>> = BTreeMap::new();
     for result in &report.results {
         for unread in &result.unknown {
-            let on = if many { format!("{}: ", result.subject) } else { String::new() };
-            let key = (!result.rule.is_needed(), format!("{on}{} ({})", unread.why, unread.from));
-            reasons.entry(key).or_default().push(result.rule.id);
+            let key = (!result.rule.is_needed(), unread.why.as_str(), &result.subject);
+            ids_of.entry(key).or_default().insert(result.rule.id);
         }
     }
-    // Calls that fail for one reason are one reason.
-    let mut merged: BTreeMap<(bool, String), Vec<&str>> = BTreeMap::new();
-    for ((optional, reason), ids) in reasons {
-        let short = reason.rsplit_once(" (").map_or(reason.as_str(), |(why, _from)| why);
-        merged.entry((optional, short.to_owned())).or_default().extend(ids);
+    let mut merged: BTreeMap<_, Vec<String>> = BTreeMap::new();
+    for ((optional, why, subject), ids) in ids_of {
+        merged.entry((optional, why, ids)).or_default().push(subject.to_string());
     }
     if !merged.is_empty() {
         writeln!(out, "\n{}", paint(view, BOLD, "not known"))?;
     }
-    for ((optional, reason), mut ids) in merged {
-        ids.sort_unstable();
-        ids.dedup();
+    for ((optional, why, ids), subjects) in merged {
         let word = if optional { "unknown" } else { "UNKNOWN" };
         let style = if optional { DIM } else { style(Verdict::Unknown) };
         let word = paint(view, style, &format!("{word:<VERDICT_WIDTH$}"));
+        let on = if many { format!("{}: ", few(&subjects)) } else { String::new() };
         let needed = if optional { " (does not stop a launch)" } else { "" };
-        list(&word, &format!("{reason}{needed}"), &ids, view, out)?;
+        let ids: Vec<&str> = ids.into_iter().collect();
+        list(&word, &format!("{on}{why}{needed}"), &ids, view, out)?;
     }
     Ok(())
+}
+
+/// The first few of many names.
+fn few(names: &[String]) -> String {
+    const FEW: usize = 5;
+    let more = names.len().saturating_sub(FEW);
+    let list = names[..names.len().min(FEW)].join(", ");
+    if more == 0 { list } else { format!("{list} and {more} more") }
 }
 
 /// Checks that do not apply, by reason: nobody reads thirty lines of them.

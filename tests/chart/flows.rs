@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, net::Ipv4Addr};
 
 use serde_json::Value;
 
-use crate::render::{AGENT, EVERYTHING, list, objects, of_kind, pods};
+use crate::render::{DEFAULTS, EVERYTHING, list, objects, of_kind, pods};
 
 /// One end of a connection.
 #[derive(Clone, Default)]
@@ -45,7 +45,7 @@ fn connections_are_allowed_and_denied_as_documented() {
 
 #[test]
 fn without_the_api_servers_address_only_the_collectors_door_is_wider() {
-    let objects = objects(&[AGENT, &["--set", "networkPolicy.jobNamespaces={team-a}"]].concat());
+    let objects = objects(&[DEFAULTS, &["--set", "networkPolicy.jobNamespaces={team-a}"]].concat());
     let policies = of_kind(&objects, "NetworkPolicy");
     let ends = ends(&objects);
     let stranger = |to: &str, port| allows(&policies, &ends["stranger"], &ends[to], port, "TCP");

@@ -11,7 +11,8 @@ use std::{collections::BTreeSet, fs};
 
 use qvl::{api::job::FineTuneJob, job};
 use render::{
-    AGENT, CHART, DEFAULTS, EVERYTHING, documents, helm, list, name, objects, of_kind, pods, text,
+    CHART, DEFAULTS, EVERYTHING, WITHOUT_AGENT, documents, helm, list, name, objects, of_kind,
+    pods, text,
 };
 use serde_json::{Value, json};
 
@@ -97,7 +98,7 @@ fn open_objects(path: &str, schema: &Value, open: &mut Vec<String>) {
 
 #[test]
 fn every_container_is_locked_down() {
-    for values in [DEFAULTS, AGENT, EVERYTHING] {
+    for values in [DEFAULTS, WITHOUT_AGENT, EVERYTHING] {
         for (name, _meta, pod) in pods(&objects(values)) {
             assert_eq!(
                 pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault",
@@ -131,7 +132,7 @@ fn every_container_is_locked_down() {
 
 #[test]
 fn only_the_agent_sees_its_host_and_only_to_read() {
-    for values in [DEFAULTS, AGENT, EVERYTHING] {
+    for values in [DEFAULTS, WITHOUT_AGENT, EVERYTHING] {
         let objects = objects(values);
         for (name, _meta, pod) in pods(&objects) {
             for volume in
@@ -148,7 +149,7 @@ fn only_the_agent_sees_its_host_and_only_to_read() {
 
 #[test]
 fn images_are_our_own_and_pinned() {
-    for values in [DEFAULTS, AGENT, EVERYTHING] {
+    for values in [DEFAULTS, WITHOUT_AGENT, EVERYTHING] {
         let text = text(values);
         assert!(!text.contains("kubectl:") && !text.contains("/kubectl"), "an image pulls kubectl");
         for (name, _meta, pod) in pods(&objects(values)) {
@@ -164,7 +165,7 @@ fn images_are_our_own_and_pinned() {
 
 #[test]
 fn no_webhooks_secrets_or_jobs_are_made() {
-    for values in [DEFAULTS, AGENT, EVERYTHING] {
+    for values in [DEFAULTS, WITHOUT_AGENT, EVERYTHING] {
         let kinds: BTreeSet<String> = objects(values)
             .iter()
             .map(|object| object["kind"].as_str().unwrap().to_owned())

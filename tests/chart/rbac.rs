@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, env, fmt::Write as _, fs};
 
 use serde_json::Value;
 
-use crate::render::{AGENT, DEFAULTS, EVERYTHING, list, name, objects, of_kind, pods};
+use crate::render::{DEFAULTS, EVERYTHING, list, name, objects, of_kind, pods};
 
 const PAGE: &str = "docs/operations.md";
 
@@ -19,7 +19,7 @@ struct Right {
 #[test]
 fn the_table_of_rights_is_in_the_documents() {
     let mut table = "| who | where | may | on |\n|---|---|---|---|\n".to_owned();
-    for Right { who, place, resources, verbs } in rights(&objects(AGENT)) {
+    for Right { who, place, resources, verbs } in rights(&objects(DEFAULTS)) {
         writeln!(table, "| {who} | {place} | {} | {} |", verbs.join(", "), resources.join(", "))
             .unwrap();
     }
@@ -50,7 +50,8 @@ fn nobody_reads_secrets_uses_wildcards_or_changes_nodes() {
                     assert_ne!(resource, forbidden, "{who}");
                 }
                 if resource == "nodes" {
-                    assert_eq!(verbs, ["get", "list", "watch"], "{who}");
+                    let reads = |verb: &String| ["get", "list", "watch"].contains(&verb.as_str());
+                    assert!(verbs.iter().all(reads), "{who}: {verbs:?}");
                 }
             }
             let forbidden = ["*", "escalate", "bind", "impersonate"];

@@ -12,8 +12,8 @@ use serde_json::Value;
 pub(crate) const CHART: &str = "charts/qvl";
 /// Values that turn everything on.
 pub(crate) const EVERYTHING: &[&str] = &["-f", "charts/qvl/ci/everything-values.yaml"];
-/// The defaults with the node agent.
-pub(crate) const AGENT: &[&str] = &["--set", "agent.enabled=true"];
+/// The defaults without the node agent.
+pub(crate) const WITHOUT_AGENT: &[&str] = &["--set", "agent.enabled=false"];
 /// The chart as it is.
 pub(crate) const DEFAULTS: &[&str] = &[];
 

@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 
 use super::{
-    Call, Cluster, Target, act, block_on, bundle, client, connect, events, explain, fleet,
+    Call, Cluster, Target, act, block_on, bundle, client, connect, events, explain,
     follow::{Limits, follow, other_version},
     launch::{duration, finish},
     objects, observe, rooms,
@@ -254,10 +254,11 @@ pub(crate) fn top(args: &TopArgs, out: &mut impl Write) -> Result<ExitStatus, Cl
         let cluster = connect(&args.target).await?;
         let nodes = observe::nodes(&cluster).await?;
         let pods = observe::pods(&cluster).await?;
-        let reports = fleet::reports(&cluster).await?;
+        let reports = observe::reports(&cluster).await?;
         let jobs = seen_jobs(&cluster, args.target.namespace.as_deref()).await?;
-        let rooms = rooms::of(&nodes, &pods, Some(rooms::GPU), &std::collections::BTreeMap::new());
-        top::print(&rooms, &pods, &reports, &jobs, out)?;
+        let none = std::collections::BTreeMap::new();
+        let rooms = rooms::of(&nodes, &pods, Some(rooms::GPU), &none, &[]);
+        top::print(&rooms, &pods, &reports, &jobs, Timestamp::now(), out)?;
         Ok(ExitStatus::Success)
     })
 }

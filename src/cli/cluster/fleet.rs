@@ -3,221 +3,79 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::Write,
+    path::Path,
+    time::{Duration, Instant},
 };
 
-use k8s_openapi::{api::core::v1::Node, jiff::Timestamp};
-use kube::{Api, api::ListParams};
+use k8s_openapi::jiff::Timestamp;
 
 use super::{
-    Call, Cluster, Target, block_on, connect, observe,
+    Cluster, Target, block_on, connect, health,
+    observe::{self, World},
     plan::Placement,
-    rooms,
-    trouble::{Denied, REPORTS},
+    roster::{self, Roster},
+    trouble::Denied,
 };
 use crate::{
-    api::node::NodeReport,
     cli::{CliError, doctor as command, plan::Plan},
     doctor::{self, Demand, Report, Sizes},
-    facts::{FactsFile, NodeName, Snapshot},
+    facts::NodeName,
     job::FineTuneJob,
+    probe,
     wire::ExitStatus,
 };
 
-/// Agents write every five minutes; a report that has missed three times says nothing any more.
-const STALE_SECONDS: i64 = 15 * 60;
+/// Pause of a reader that waits for reports.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Checks about what only the pod of a rank sees: its trainer, limits, folders and environment.
-/// The pod makes them itself before the start, so a node's report must not decide them.
-const OF_THE_POD: [&str; 95] = [
-    "gpu-busy",
-    "cuda-too-new",
-    "ptx-too-new",
-    "arch-not-covered",
-    "trainer-missing",
-    "trainer-without-cuda",
-    "library-missing",
-    "binary-skew",
-    "forward-compat-shadow",
-    "stub-libcuda",
-    "nccl-duplicate",
-    "nccl-skew",
-    "shm-small",
-    "memlock-low",
-    "fd-limit",
-    "cgroup-limits",
-    "cgroup-device-denied",
-    "storage-unwritable",
-    "disk-short",
-    "port-in-use",
-    "bootstrap-interface",
-    "virtual-interface-first",
-    "rank-gpu-clash",
-    "visible-devices-stale",
-    "bad-cuda-env",
-    "env-skew",
-    "cgroup-cpu-throttled",
-    "cgroup-oom-killed",
-    "container-runtime",
-    "core-dumps-on",
-    "cuda-count-mismatch",
-    "cuda-device-order",
-    "cuda-driver-mismatch",
-    "cuda-eager-loading",
-    "cuda-major-mixed",
-    "cuda-unavailable",
-    "address-space-limit",
-    "data-skew",
-    "dns-unresolved",
-    "file-size-limit",
-    "fabric-manager",
-    "glibc-too-old",
-    "gloo-interface",
-    "gpu-duplicate",
-    "gpu-far-from-cpus",
-    "gid-mismatch",
-    "hostname-loopback",
-    "imex-not-ready",
-    "inodes-short",
-    "interface-errors",
-    "interface-slow",
-    "interpreter-missing",
-    "jit-cache-off",
-    "link-flap",
-    "local-rank-mismatch",
-    "machine-id-clash",
-    "master-addr",
-    "master-not-local",
-    "mnnvl-denied",
-    "model-remote",
-    "model-skew",
-    "mps-inconsistent",
-    "mps-running",
-    "mtu-mismatch",
-    "nccl-algorithm-forced",
-    "nccl-debug-verbose",
-    "nccl-errors-ignored",
-    "nccl-hostid-clash",
-    "nccl-net-forced",
-    "nccl-p2p-disabled",
-    "nccl-shm-disabled",
-    "nccl-too-old",
-    "net-plugin-missing",
-    "omp-threads",
-    "output-not-shared",
-    "output-volatile",
-    "port-ephemeral",
-    "process-limit",
-    "processors-short",
-    "rank-env-partial",
-    "rdma-selector-empty",
-    "remove-ipc",
-    "rp-filter-strict",
-    "shm-counts-as-memory",
-    "shm-full",
-    "shm-stale",
-    "somaxconn-low",
-    "step-count-unequal",
-    "subnet-disjoint",
-    "address-clash",
-    "tcp-unreachable",
-    "trainer-not-executable",
-    "trainer-wrong-machine",
-    "weights-are-pointers",
-    "weights-missing",
-];
-
-/// Facts of the nodes, and what a reader must know about them.
-#[derive(Debug)]
-pub(crate) struct Fleet {
-    pub snapshot: Snapshot,
-    /// Reports that were not used, and why.
-    pub notes: Vec<String>,
-}
-
-/// All reports that are there.
-pub(crate) async fn reports(cluster: &Cluster) -> Result<Vec<NodeReport>, CliError> {
-    let api: Api<NodeReport> = Api::all(cluster.client.clone());
-    let call = Call::many("list", REPORTS, None);
-    observe::all(cluster, &api, call, ListParams::default()).await
-}
-
-/// Facts of the `expected` nodes, or of all that reported if none is expected.
-pub(crate) fn fleet(reports: &[NodeReport], expected: BTreeSet<NodeName>, now: Timestamp) -> Fleet {
-    let mut nodes = BTreeMap::new();
-    let mut notes = Vec::new();
-    for report in reports {
-        let name = NodeName(report.metadata.name.clone().unwrap_or_default());
-        if !expected.is_empty() && !expected.contains(&name) {
-            continue;
-        }
-        match facts(report, now) {
-            Ok(file) => {
-                nodes.insert(name, file.facts);
+/// Connects and reads the whole fleet, for `qvl doctor --cluster`. The file of the trainer is that
+/// of this machine: the nodes do not have it.
+pub(crate) fn read(
+    target: &Target,
+    job: Option<&FineTuneJob>,
+    trainer: Option<&Path>,
+    wait: Duration,
+) -> Result<Roster, CliError> {
+    let mut roster = block_on(async {
+        let cluster = connect(target).await?;
+        let until = Instant::now() + wait;
+        loop {
+            let roster = whole(&cluster, job).await?;
+            let is_whole =
+                !roster.reports.is_empty() && roster.fleet.snapshot.missing().next().is_none();
+            if is_whole || until <= Instant::now() {
+                return Ok(roster);
             }
-            Err(why) => notes.push(format!("report of {name} is not used: {why}")),
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
+    })?;
+    if roster.reports.is_empty() {
+        return Err(nobody());
     }
-    Fleet { snapshot: Snapshot { nodes, expected }, notes }
-}
-
-fn facts(report: &NodeReport, now: Timestamp) -> Result<FactsFile, String> {
-    let observed = &report.spec.observed_at;
-    let time: Timestamp = observed.parse().map_err(|_error| format!("`{observed}` is no time"))?;
-    let old = now.as_second() - time.as_second();
-    if STALE_SECONDS < old {
-        return Err(format!("it is {} minutes old, and agents report every five", old / 60));
+    let Some(path) = trainer else { return Ok(roster) };
+    let facts = probe::program(path);
+    if let Err(unread) = facts.needed.get() {
+        return Err(CliError::new(ExitStatus::Usage, format!("no trainer: {}", unread.why))
+            .hint("--trainer and QVL_TRAIN_BIN name the `qvl-train` of the job's image"));
     }
-    let file: FactsFile = serde_json::from_str(&report.spec.facts)
-        .map_err(|error| format!("its facts cannot be read: {error}"))?;
-    if file.format != FactsFile::VERSION {
-        let (found, known) = (file.format, FactsFile::VERSION);
-        return Err(format!("its facts have format {found}, this program reads {known}"));
+    for node in roster.fleet.snapshot.nodes.values_mut() {
+        node.trainer = facts.clone();
     }
-    Ok(file)
+    Ok(Roster { trainer: true, ..roster })
 }
 
-/// Removes what the pods judge themselves. Says how many checks that are.
-pub(crate) fn leave_to_pods(report: &mut Report) -> usize {
-    report.results.retain(|result| !OF_THE_POD.contains(&result.rule.id));
-    OF_THE_POD.len()
-}
-
-/// Nodes that pods with GPUs can be scheduled to.
-fn gpu_nodes(nodes: &[Node]) -> BTreeSet<NodeName> {
-    let none = BTreeMap::new();
-    nodes
-        .iter()
-        .filter(|node| rooms::any_has(std::slice::from_ref(node), rooms::GPU))
-        .filter(|node| rooms::unusable(node, Some(rooms::GPU), &none).is_none())
-        .filter_map(|node| node.metadata.name.clone().map(NodeName))
-        .collect()
-}
-
-/// Connects and reads the whole fleet.
-pub(crate) fn read(target: &Target) -> Result<Fleet, CliError> {
-    block_on(async { whole(&connect(target).await?).await })
-}
-
-/// The whole fleet, for `qvl doctor --cluster`. Every GPU node is expected to have reported.
-async fn whole(cluster: &Cluster) -> Result<Fleet, CliError> {
-    let (nodes, reports) = futures::join!(observe::nodes(cluster), reports(cluster));
-    let mut notes = Vec::new();
-    let expected = match nodes {
-        Ok(nodes) => gpu_nodes(&nodes),
-        Err(error) if error.is::<Denied>() => {
-            notes.push(format!("which nodes should report is not known: {}", error.line()));
-            BTreeSet::new()
-        }
+/// Every GPU node is expected to have reported.
+async fn whole(cluster: &Cluster, job: Option<&FineTuneJob>) -> Result<Roster, CliError> {
+    let (nodes, reports) = futures::join!(observe::nodes(cluster), observe::reports(cluster));
+    let (nodes, blind) = match nodes {
+        Ok(nodes) => (nodes, None),
+        Err(error) if error.is::<Denied>() => (Vec::new(), Some(error.line())),
         Err(error) => return Err(error),
     };
     let reports = reports?;
-    if reports.is_empty() {
-        return Err(nobody());
-    }
-    let mut fleet = fleet(&reports, expected, Timestamp::now());
-    // Nodes without GPUs that report are part of the fleet too, but nobody waits for them.
-    notes.append(&mut fleet.notes);
-    Ok(Fleet { notes, ..fleet })
+    let (expected, left_out) = health::expected(&nodes, &reports, job);
+    let fleet = health::fleet(&reports, &nodes, expected, Timestamp::now());
+    Ok(Roster { nodes, reports, fleet, left_out, blind, trainer: false })
 }
 
 fn nobody() -> CliError {
@@ -225,28 +83,43 @@ fn nobody() -> CliError {
         .hint("do the agents run? `kubectl -n qvl-system get daemonset qvl-agent`")
 }
 
+/// The same demand with the ranks that a node would take.
+pub(crate) fn shaped(demand: Demand, roster: &Roster, job: Option<&FineTuneJob>) -> Demand {
+    let shape = job.and_then(|job| roster::shape(&roster.nodes, job));
+    Demand { ranks_each: shape.map(|shape| shape.per_node), ..demand }
+}
+
+/// What comes before the doctor's text: the nodes, and what their state means for the job.
+pub(crate) fn preface(
+    roster: &Roster,
+    report: &Report,
+    job: Option<&FineTuneJob>,
+    allowed: &BTreeSet<String>,
+    out: &mut impl Write,
+) -> std::io::Result<()> {
+    roster::print(roster, report, job, allowed, Timestamp::now(), out)
+}
+
 /// Judges the nodes that a job is expected to run on; a status stops the launch.
-pub(crate) async fn gate(
-    cluster: &Cluster,
+pub(crate) fn gate(
+    world: &World,
     job: &FineTuneJob,
     placement: &Placement,
     planned: Option<&(Plan, Sizes)>,
     allow_unknown: &[String],
     out: &mut impl Write,
 ) -> Result<Option<ExitStatus>, CliError> {
-    let reports = match reports(cluster).await {
-        Err(error) if error.is::<Denied>() => {
-            writeln!(out, "doctor  reports of the nodes cannot be read: {}", error.line())?;
-            Vec::new()
-        }
-        reports => reports?,
-    };
+    if let Some(why) = &world.reports_blind {
+        writeln!(out, "doctor  reports of the nodes cannot be read: {why}")?;
+    }
     let names = placement.nodes.iter().map(|(name, _ranks)| NodeName(name.clone())).collect();
-    let fleet = fleet(&reports, names, Timestamp::now());
-    fleet.notes.iter().try_for_each(|note| writeln!(out, "doctor  {note}"))?;
-    let sizes = planned.map_or_else(Sizes::default, |(_plan, sizes)| sizes.clone());
-    let mut report = doctor::diagnose(&fleet.snapshot, &Demand::of(job, sizes));
-    leave_to_pods(&mut report);
+    let nodes = world.nodes.as_deref().unwrap_or_default();
+    let fleet = health::fleet(&world.reports, nodes, names, Timestamp::now());
+    fleet.notes().try_for_each(|note| writeln!(out, "doctor  {note}"))?;
+    let each = Some(placement.shape.per_node);
+    let demand = Demand { ranks_each: each, ..Demand::of(job, sizes(planned)) };
+    let mut report = doctor::diagnose(&fleet.snapshot, &demand);
+    report.leave_to_pods(false);
     let stop = command::stop_launch(&report, allow_unknown, out)?;
     if stop == Some(ExitStatus::Unknown) && fleet.snapshot.nodes.is_empty() {
         let hint = "do the agents run? `kubectl -n qvl-system get daemonset qvl-agent`; \
@@ -256,74 +129,46 @@ pub(crate) async fn gate(
     Ok(stop)
 }
 
-/// One line about the reports, for the doctor's text.
-pub(crate) fn preface(fleet: &Fleet, out: &mut impl Write) -> std::io::Result<()> {
-    let reported = fleet.snapshot.nodes.len();
-    let missing = fleet.snapshot.missing().count();
-    let noun = crate::cli::view::count(u32::try_from(reported).unwrap_or(u32::MAX), "node");
-    writeln!(out, "{noun} reported, {missing} missing; what only pods see is checked in them")?;
-    fleet.notes.iter().try_for_each(|note| writeln!(out, "{note}"))
+fn sizes(planned: Option<&(Plan, Sizes)>) -> Sizes {
+    planned.map_or_else(Sizes::default, |(_plan, sizes)| sizes.clone())
+}
+
+/// Why nodes must not take the ranks of a job, as far as their reports tell.
+pub(crate) fn unfit<'a>(
+    world: &'a World,
+    planned: Option<&(Plan, Sizes)>,
+    allow_unknown: &'a [String],
+) -> impl Fn(&FineTuneJob, Option<u32>) -> BTreeMap<String, String> + use<'a> {
+    let (now, sizes) = (Timestamp::now(), sizes(planned));
+    move |job, ranks_each| {
+        let nodes = world.nodes.as_deref().unwrap_or_default();
+        let demand = Demand { ranks_each, ..Demand::of(job, sizes.clone()) };
+        health::unfit(&world.reports, nodes, job, &demand, allow_unknown, now)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-
-    fn node_report(name: &str, observed: &str, facts: &str) -> NodeReport {
-        serde_json::from_value(json!({"apiVersion": "qvl.dev/v1alpha1", "kind": "NodeReport",
-            "metadata": {"name": name},
-            "spec": {"observedAt": observed, "summary": {}, "facts": facts}}))
-        .unwrap()
-    }
-
-    fn healthy() -> String {
-        std::fs::read_to_string("tests/facts/healthy-8xh100.json").unwrap()
-    }
-
-    fn names(names: &[&str]) -> BTreeSet<NodeName> {
-        names.iter().map(|name| NodeName((*name).to_owned())).collect()
-    }
-
-    #[test]
-    fn every_check_of_the_pod_exists() {
-        for id in OF_THE_POD {
-            assert!(doctor::rule(id).is_some(), "{id}");
-        }
-    }
-
-    #[test]
-    fn a_stale_or_unreadable_report_leaves_its_node_missing() {
-        let now: Timestamp = "2026-05-01T12:00:00Z".parse().unwrap();
-        let reports = [
-            node_report("n1", "2026-05-01T11:58:00Z", &healthy()),
-            node_report("n2", "2026-05-01T11:00:00Z", &healthy()),
-            node_report("n3", "2026-05-01T11:59:00Z", "{}"),
-            node_report("n4", "yesterday", &healthy()),
-            node_report("other", "2026-05-01T11:59:00Z", &healthy()),
-        ];
-        let fleet = fleet(&reports, names(&["n1", "n2", "n3", "n4", "n5"]), now);
-        let missing: Vec<&str> = fleet.snapshot.missing().map(|name| name.0.as_str()).collect();
-        assert_eq!(missing, ["n2", "n3", "n4", "n5"]);
-        assert_eq!(fleet.notes.len(), 3);
-        assert_eq!(
-            fleet.notes[0],
-            "report of n2 is not used: it is 60 minutes old, and agents report every five"
-        );
-    }
+    use crate::cli::cluster::{
+        health::tests::{job, node},
+        plan::Shape,
+    };
 
     #[test]
     fn a_missing_node_stops_a_launch() {
-        let now: Timestamp = "2026-05-01T12:00:00Z".parse().unwrap();
-        let fleet = fleet(&[], names(&["n1"]), now);
-        let demand = Demand { ranks: Some(2), ..Demand::default() };
-        let mut report = doctor::diagnose(&fleet.snapshot, &demand);
-        leave_to_pods(&mut report);
+        let world =
+            World { nodes: Some(vec![node("n1", serde_json::json!({}), 2)]), ..World::default() };
+        let shape = Shape { nodes: 1, per_node: 2 };
+        let placement =
+            Placement { shape, nodes: vec![("n1".to_owned(), 2)], products: Vec::new() };
         let mut out = Vec::new();
-        let stop = command::stop_launch(&report, &[], &mut out).unwrap();
-        assert_eq!(stop, Some(ExitStatus::Unknown));
-        let allowed = ["node-missing".to_owned()];
-        assert_eq!(command::stop_launch(&report, &allowed, &mut out).unwrap(), None);
+        let mut asked = |allowed: &[String]| {
+            gate(&world, &job(2), &placement, None, allowed, &mut out).unwrap()
+        };
+        assert_eq!(asked(&[]), Some(ExitStatus::Unknown));
+        assert_eq!(asked(&["node-missing".to_owned()]), None);
+        let told = String::from_utf8(out).unwrap();
+        assert!(told.contains("node n1 is expected, but sent no facts"), "{told}");
     }
 }

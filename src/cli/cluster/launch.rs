@@ -134,14 +134,14 @@ pub(crate) async fn launch(order: Order<'_>) -> Result<ExitStatus, CliError> {
     let mut out = anstream::stderr();
     let checked = local_part(&order, &job, &mut out)?;
     let world = observe::world(&cluster).await?;
-    let decided = place::decide(&world, &mut job, options.shape)?;
+    let unfit = fleet::unfit(&world, checked.as_ref(), order.allow_unknown);
+    let decided = place::decide(&world, &mut job, options.shape, unfit)?;
     place::print(&decided, &job, &mut out)?;
     let waits = options.timeout.is_some() || job.spec.cluster.queue.is_some();
     refuse_misfit(&decided, waits)?;
     if let Some(placement) = decided.placement() {
         let closed =
-            fleet::gate(&cluster, &job, placement, checked.as_ref(), order.allow_unknown, &mut out)
-                .await?;
+            fleet::gate(&world, &job, placement, checked.as_ref(), order.allow_unknown, &mut out)?;
         if let Some(status) = closed {
             return Ok(status);
         }

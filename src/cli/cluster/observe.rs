@@ -6,14 +6,14 @@ use serde::de::DeserializeOwned;
 
 use super::{
     Call, Cluster,
-    trouble::{Denied, JOBS},
+    trouble::{Denied, JOBS, REPORTS},
 };
-use crate::cli::CliError;
+use crate::{api::node::NodeReport, cli::CliError};
 
 /// Objects of one answer: a large cluster is read in pages.
 const PAGE: u32 = 500;
 
-/// Nodes, and the pods that take room on them.
+/// Nodes, the pods that take room on them, and what their agents say.
 #[derive(Debug, Default)]
 pub(crate) struct World {
     /// `None` if this user may not list them.
@@ -21,21 +21,35 @@ pub(crate) struct World {
     pub pods: Vec<Pod>,
     /// What may not be seen, and why.
     pub blind: Option<String>,
+    pub reports: Vec<NodeReport>,
+    /// Why the reports may not be seen.
+    pub reports_blind: Option<String>,
 }
 
 /// Reads nodes and pods. Not being allowed to is no error: many users have rights in their own
 /// namespace only.
 pub(crate) async fn world(cluster: &Cluster) -> Result<World, CliError> {
-    let (nodes, pods) = futures::join!(nodes(cluster), pods(cluster));
+    let (nodes, pods, reports) = futures::join!(nodes(cluster), pods(cluster), reports(cluster));
+    let (reports, reports_blind) = match reports {
+        Ok(reports) => (reports, None),
+        Err(error) if error.is::<Denied>() => (Vec::new(), Some(error.line())),
+        Err(error) => return Err(error),
+    };
     let (nodes, pods) = match (nodes, pods) {
         (Ok(nodes), Ok(pods)) => (nodes, pods),
         (Err(error), _) | (_, Err(error)) if error.is::<Denied>() => {
             let blind = Some(error.line());
-            return Ok(World { blind, ..World::default() });
+            return Ok(World { blind, reports, reports_blind, ..World::default() });
         }
         (Err(error), _) | (_, Err(error)) => return Err(error),
     };
-    Ok(World { nodes: Some(nodes), pods, blind: None })
+    Ok(World { nodes: Some(nodes), pods, blind: None, reports, reports_blind })
+}
+
+/// Reports of all nodes.
+pub(crate) async fn reports(cluster: &Cluster) -> Result<Vec<NodeReport>, CliError> {
+    let api: Api<NodeReport> = Api::all(cluster.client.clone());
+    all(cluster, &api, Call::many("list", REPORTS, None), ListParams::default()).await
 }
 
 pub(crate) async fn nodes(cluster: &Cluster) -> Result<Vec<Node>, CliError> {

@@ -1,15 +1,15 @@
 //! Decides what the job asks for and where it may run. Pure.
 
-use std::io::Write;
+use std::{collections::BTreeMap, io::Write};
 
 use super::{
     observe::World,
-    plan::{self, Ask, Fit, Need, Placement, Shape, describe},
+    plan::{self, Ask, Fit, Need, NodeRoom, Placement, Shape, describe},
     quantity, rooms,
 };
 use crate::{
     cli::CliError,
-    job::{Compute, FineTuneJob},
+    job::{self, Compute, FineTuneJob},
     wire::ExitStatus,
 };
 
@@ -25,6 +25,8 @@ pub(crate) struct Demanded {
     pub blind: Option<String>,
     /// Why the ranks compute on what they compute on, if the job left it open.
     pub compute: Option<String>,
+    /// Nodes that the job will not use because of what their agents say, with the reason.
+    pub left_out: Vec<(String, String)>,
 }
 
 impl Demanded {
@@ -37,11 +39,13 @@ impl Demanded {
     }
 }
 
-/// Fills in what the job leaves open: GPU or CPU, the resource, the ranks of a pod.
+/// Fills in what the job leaves open: GPU or CPU, the resource, the ranks of a pod, the nodes that
+/// are `unfit` for so many ranks.
 pub(crate) fn decide(
     world: &World,
     job: &mut FineTuneJob,
     shape: Option<Shape>,
+    unfit: impl Fn(&FineTuneJob, Option<u32>) -> BTreeMap<String, String>,
 ) -> Result<Demanded, CliError> {
     let ranks = job.spec.world.gpus;
     let compute = choose_compute(world, job);
@@ -58,21 +62,57 @@ pub(crate) fn decide(
     let Some(nodes) = &world.nodes else {
         job.spec.cluster.gpus_per_node = Some(per_node.unwrap_or(ranks));
         let blind = world.blind.clone();
-        return Ok(Demanded { ranks, fit: None, nodes: Vec::new(), blind, compute });
+        let left_out = Vec::new();
+        return Ok(Demanded { ranks, fit: None, nodes: Vec::new(), blind, compute, left_out });
     };
-    let selector = &job.spec.cluster.node_selector;
-    let rooms = rooms::of(nodes, &world.pods, gpu.as_deref(), selector);
-    let fit = plan::place(&rooms, &Ask { ranks, shape, per_node: given, need });
+    let (selector, excluded) = (&job.spec.cluster.node_selector, &job.spec.cluster.exclude_nodes);
+    let rooms = rooms::of(nodes, &world.pods, gpu.as_deref(), selector, excluded);
+    let ask = Ask { ranks, shape, per_node: given, need };
+    let (rooms, fit, left_out) = healthy(rooms, &ask, |each| unfit(job, each));
     let demanded = Demanded {
         ranks,
         nodes: describe(&rooms, need),
         blind: world.blind.clone(),
         compute,
         fit: Some(fit),
+        left_out,
     };
     let chosen = demanded.placement().map(|placement| placement.shape.per_node);
-    job.spec.cluster.gpus_per_node = chosen.or(per_node);
+    let cluster = &mut job.spec.cluster;
+    cluster.gpus_per_node = chosen.or(per_node);
+    // The scheduler knows nothing of the reports.
+    let unwanted = demanded.left_out.iter().map(|(name, _why)| name.clone());
+    let room = job::EXCLUDED_NODES.saturating_sub(cluster.exclude_nodes.len());
+    cluster.exclude_nodes.extend(unwanted.take(room));
     Ok(demanded)
+}
+
+/// Places the job on nodes that nothing is known against. If it fits only with the others, they
+/// stay: the doctor then tells what is wrong with them, in full.
+fn healthy(
+    rooms: Vec<NodeRoom>,
+    ask: &Ask,
+    unfit: impl Fn(Option<u32>) -> BTreeMap<String, String>,
+) -> (Vec<NodeRoom>, Fit, Vec<(String, String)>) {
+    let any = plan::place(&rooms, ask);
+    let each = match &any {
+        Fit::Now(placement) | Fit::Later { placement, .. } => Some(placement.shape.per_node),
+        Fit::Never { .. } => None,
+    };
+    let unfit = unfit(each);
+    let mut good = rooms.clone();
+    let mut left_out = Vec::new();
+    for room in good.iter_mut().filter(|room| room.unusable.is_none()) {
+        if let Some(why) = unfit.get(&room.name) {
+            room.unusable = Some(why.clone());
+            left_out.push((room.name.clone(), why.clone()));
+        }
+    }
+    let fit = plan::place(&good, ask);
+    if each.is_some() && matches!(fit, Fit::Never { .. }) {
+        return (rooms, any, Vec::new());
+    }
+    (good, fit, left_out)
 }
 
 /// A job that leaves it open computes on GPUs where there are some.
@@ -139,6 +179,12 @@ pub(crate) fn print(
             writeln!(out, "        the nodes have different GPUs: {products}")?;
         }
     }
+    for (name, why) in decided.left_out.iter().take(FEW) {
+        writeln!(out, "        not on {name}: {why}")?;
+    }
+    if let Some(more) = decided.left_out.len().checked_sub(FEW).filter(|more| 0 < *more) {
+        writeln!(out, "        nor on {more} others: `qvl doctor --cluster` shows them")?;
+    }
     if let Some(Fit::Later { now, .. }) = &decided.fit {
         let now = now.map_or("nothing".to_owned(), |shape| format!("only {shape}"));
         writeln!(out, "        not free now ({now} is)")?;
@@ -159,10 +205,51 @@ pub(crate) fn print(
     Ok(())
 }
 
+/// More names than this are counted.
+const FEW: usize = 6;
+
 /// The first few names.
 fn some(names: &[&str]) -> String {
-    const FEW: usize = 6;
     let more = names.len().saturating_sub(FEW);
     let list = names.iter().take(FEW).copied().collect::<Vec<_>>().join(", ");
     if more == 0 { list } else { format!("{list} and {more} more") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::cluster::health::tests::{job, node};
+
+    fn decided(ranks: u32, bad: &[&str]) -> (FineTuneJob, String) {
+        let nodes = ["n1", "n2", "n3"].map(|name| node(name, serde_json::json!({}), 2));
+        let world = World { nodes: Some(nodes.to_vec()), ..World::default() };
+        let mut job = job(ranks);
+        let bad = bad.iter().map(|name| ((*name).to_owned(), "xid-seen: Xid 79".to_owned()));
+        let bad: BTreeMap<String, String> = bad.collect();
+        let decided = decide(&world, &mut job, None, |_job, _each| bad.clone()).unwrap();
+        let mut out = Vec::new();
+        print(&decided, &job, &mut out).unwrap();
+        (job, String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn a_node_with_a_fault_is_left_out_by_launcher_and_scheduler() {
+        let (job, told) = decided(4, &["n1"]);
+        assert_eq!(
+            told,
+            "plan    4 ranks: 2 pods of 2 nvidia.com/gpu, for example on n2, n3\n        \
+             not on n1: xid-seen: Xid 79\n"
+        );
+        assert_eq!(job.spec.cluster.exclude_nodes, ["n1"]);
+    }
+
+    #[test]
+    fn a_job_that_needs_the_faulty_node_goes_to_the_doctor_with_it() {
+        let (job, told) = decided(6, &["n1"]);
+        assert_eq!(
+            told,
+            "plan    6 ranks: 3 pods of 2 nvidia.com/gpu, for example on n1, n2, n3\n"
+        );
+        assert!(job.spec.cluster.exclude_nodes.is_empty());
+    }
 }

@@ -14,14 +14,18 @@ use super::{
 
 /// Resource of NVIDIA's device plugin.
 pub(crate) const GPU: &str = "nvidia.com/gpu";
+/// Label of NVIDIA's feature discovery on nodes with GPUs.
+pub(crate) const PRESENT: &str = "nvidia.com/gpu.present";
 const PRODUCT: &str = "nvidia.com/gpu.product";
 
-/// Room of every node, by name. `gpu` is the extended resource that ranks ask for, if any.
+/// Room of every node, by name. `gpu` is the extended resource that ranks ask for, if any;
+/// `excluded` are nodes that the job does not want.
 pub(crate) fn of(
     nodes: &[Node],
     pods: &[Pod],
     gpu: Option<&str>,
     selector: &BTreeMap<String, String>,
+    excluded: &[String],
 ) -> Vec<NodeRoom> {
     let mut used: BTreeMap<&str, Room> = BTreeMap::new();
     for pod in pods.iter().filter(|pod| !is_over(pod)) {
@@ -35,7 +39,7 @@ pub(crate) fn of(
         room.pods += 1;
     }
     let mut rooms: Vec<NodeRoom> =
-        nodes.iter().map(|node| room(node, &used, gpu, selector)).collect();
+        nodes.iter().map(|node| room(node, &used, gpu, selector, excluded)).collect();
     rooms.sort_by(|a, b| a.name.cmp(&b.name));
     rooms
 }
@@ -45,6 +49,7 @@ fn room(
     used: &BTreeMap<&str, Room>,
     gpu: Option<&str>,
     selector: &BTreeMap<String, String>,
+    excluded: &[String],
 ) -> NodeRoom {
     let name = node.metadata.name.clone().unwrap_or_default();
     let has = node.status.as_ref().and_then(|status| status.allocatable.as_ref());
@@ -63,7 +68,7 @@ fn room(
         pods: whole.pods.saturating_sub(used.pods),
     };
     let product = node.metadata.labels.as_ref().and_then(|labels| labels.get(PRODUCT)).cloned();
-    NodeRoom { unusable: unusable(node, gpu, selector), name, product, whole, free }
+    NodeRoom { unusable: unusable(node, gpu, selector, excluded), name, product, whole, free }
 }
 
 /// Why the scheduler would not take this node, in the words of kubectl.
@@ -71,7 +76,11 @@ pub(crate) fn unusable(
     node: &Node,
     gpu: Option<&str>,
     selector: &BTreeMap<String, String>,
+    excluded: &[String],
 ) -> Option<String> {
+    if node.metadata.name.as_ref().is_some_and(|name| excluded.contains(name)) {
+        return Some("excluded by cluster.excludeNodes".to_owned());
+    }
     let spec = node.spec.as_ref();
     if spec.and_then(|spec| spec.unschedulable) == Some(true) {
         return Some("cordoned".to_owned());
@@ -137,12 +146,21 @@ fn amount(amounts: Option<&BTreeMap<String, Quantity>>, name: &str) -> Option<u6
     quantity::milli(&amounts?.get(name)?.0)
 }
 
+/// Units of a resource that pods may have on a node.
+pub(crate) fn allocatable(node: &Node, resource: &str) -> u64 {
+    let has = node.status.as_ref().and_then(|status| status.allocatable.as_ref());
+    amount(has, resource).unwrap_or(0) / 1000
+}
+
+/// Units of a resource that a node has, also while its device plugin is away.
+pub(crate) fn capacity(node: &Node, resource: &str) -> u64 {
+    let has = node.status.as_ref().and_then(|status| status.capacity.as_ref());
+    amount(has, resource).unwrap_or(0) / 1000
+}
+
 /// Whether any node offers this resource.
 pub(crate) fn any_has(nodes: &[Node], resource: &str) -> bool {
-    nodes.iter().any(|node| {
-        let has = node.status.as_ref().and_then(|status| status.allocatable.as_ref());
-        amount(has, resource).is_some_and(|amount| 0 < amount)
-    })
+    nodes.iter().any(|node| 0 < allocatable(node, resource))
 }
 
 #[cfg(test)]
@@ -176,7 +194,7 @@ mod tests {
         let nodes = [node("n1", json!({}), "4")];
         let pods =
             [pod("n1", "Running", "1"), pod("n1", "Succeeded", "2"), pod("n2", "Running", "1")];
-        let rooms = of(&nodes, &pods, Some(GPU), &BTreeMap::new());
+        let rooms = of(&nodes, &pods, Some(GPU), &BTreeMap::new(), &[]);
         assert_eq!((rooms[0].whole.gpus, rooms[0].free.gpus), (4, 3));
         assert_eq!((rooms[0].free.cpu_milli, rooms[0].free.pods), (3500, 109));
         assert_eq!(rooms[0].free.memory_bytes, 8 << 30);
@@ -188,7 +206,7 @@ mod tests {
     fn each_reason_against_a_node_is_named() {
         let taint = |key: &str| json!({"taints": [{"key": key, "effect": "NoSchedule"}]});
         let selector = |key: &str| BTreeMap::from([(key.to_owned(), "a".to_owned())]);
-        let why = |node: &Node, key: &str| unusable(node, Some(GPU), &selector(key));
+        let why = |node: &Node, key: &str| unusable(node, Some(GPU), &selector(key), &[]);
         let cordoned = node("n", json!({"unschedulable": true}), "1");
         assert_eq!(why(&cordoned, "zone").as_deref(), Some("cordoned"));
         let plain = node("n", json!({}), "1");
@@ -200,5 +218,7 @@ mod tests {
         let mut gone = node("n", json!({}), "1");
         gone.status.as_mut().unwrap().conditions = None;
         assert_eq!(why(&gone, "zone").as_deref(), Some("not ready"));
+        let unwanted = unusable(&plain, Some(GPU), &selector("zone"), &["n".to_owned()]);
+        assert_eq!(unwanted.as_deref(), Some("excluded by cluster.excludeNodes"));
     }
 }

@@ -5,9 +5,10 @@ use std::{
     io::{self, Write},
 };
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 
 use super::{
+    health,
     plan::NodeRoom,
     seen::Seen,
     table::{self, cell, row},
@@ -23,6 +24,7 @@ pub(crate) fn print(
     pods: &[Pod],
     reports: &[NodeReport],
     jobs: &[Seen],
+    now: Timestamp,
     out: &mut impl Write,
 ) -> io::Result<()> {
     let mut rows = vec![row(["NODE", "GPUS", "FREE", "PRODUCT", "DRIVER", "PROBLEMS", "JOBS"])];
@@ -31,7 +33,9 @@ pub(crate) fn print(
         let report =
             reports.iter().find(|report| report.metadata.name.as_ref() == Some(&room.name));
         let summary = report.map(|report| &report.spec.summary);
+        let old = report.is_some_and(|report| health::stale(report, now).is_some());
         let problems = summary.map_or("no report", |summary| summary.problems.as_str());
+        let problems = if old { "old report" } else { problems };
         let problems = match &room.unusable {
             Some(why) if problems == "none" => why.clone(),
             Some(why) => format!("{why}, {problems}"),
@@ -115,7 +119,7 @@ mod tests {
             "labels": {"qvl.dev/job": "digits"}}, "spec": {"nodeName": "n1", "containers": []}}))
             .unwrap();
         let report: NodeReport = serde_json::from_value(json!({"apiVersion": "qvl.dev/v1alpha1",
-            "kind": "NodeReport", "metadata": {"name": "n1"}, "spec": {"facts": "", "observedAt": "",
+            "kind": "NodeReport", "metadata": {"name": "n1"}, "spec": {"facts": "", "observedAt": "2026-05-01T11:50:00Z",
             "summary": {"gpus": 2, "product": "NVIDIA H100", "driver": "550.54", "cuda": "12.4",
                 "problems": "none"}}}))
         .unwrap();
@@ -125,12 +129,17 @@ mod tests {
             "eta": "5m"}, "progress": {"step": 3, "totalSteps": 9, "stepSeconds": 0.5}}),
         );
         let mut out = Vec::new();
-        let rooms = [room("n1", 0, None), room("n2", 2, Some("cordoned"))];
-        print(&rooms, &[pod], &[report], &[job], &mut out).unwrap();
+        let mut old = report.clone();
+        old.metadata.name = Some("n3".to_owned());
+        "2026-05-01T09:00:00Z".clone_into(&mut old.spec.observed_at);
+        let rooms = [room("n1", 0, None), room("n2", 2, Some("cordoned")), room("n3", 2, None)];
+        let now = "2026-05-01T12:00:00Z".parse().unwrap();
+        print(&rooms, &[pod], &[report, old], &[job], now, &mut out).unwrap();
         insta::assert_snapshot!(String::from_utf8(out).unwrap(), @r"
         NODE  GPUS  FREE  PRODUCT      DRIVER  PROBLEMS             JOBS
         n1    2     0     NVIDIA H100  550.54  none                 team/digits
         n2    2     2     NVIDIA-H100  -       cordoned, no report  -
+        n3    2     2     NVIDIA H100  550.54  old report           -
 
         NAMESPACE  JOB     STATE    RANKS  STEP  SPEED     LOSS  LEFT
         team       digits  running  2/2    3/9   2.0 it/s  0.8   5m

@@ -40,7 +40,8 @@ fn check(node: &NodeFacts, demand: &Demand) -> Outcome {
     let mut judgement = Judgement::pass(Evidence::of(fact, seen, "no code that wants a reset"));
     for ((gpu, xid), events) in &by_code {
         if let Some(severity) = severity(node, *xid, gpu, events, &by_code) {
-            judgement.problems.push(problem(severity, *xid, gpu, events, demand));
+            let more = if 0 < log.forgotten { " or more" } else { "" };
+            judgement.problems.push(problem(severity, *xid, gpu, events, more, demand));
         }
     }
     Ok(judgement)
@@ -108,6 +109,7 @@ fn problem(
     xid: u32,
     gpu: &str,
     events: &[&XidEvent],
+    more: &str,
     demand: &Demand,
 ) -> Problem {
     let line = table::xid(xid);
@@ -116,7 +118,10 @@ fn problem(
     let last = events.last().map_or("", |event| event.text.as_str());
     Problem {
         severity,
-        what: format!("GPU {gpu}: Xid {xid} ({description}), {} times; last: {last}", events.len()),
+        what: format!(
+            "GPU {gpu}: Xid {xid} ({description}), {} times{more}; last: {last}",
+            events.len()
+        ),
         impact: match severity {
             Severity::Block => format!(
                 "the GPU is in doubt: ranks of {} on it fail or compute wrong numbers",

@@ -13,6 +13,16 @@ fn verdict(id: &str, mutate: impl FnOnce(&mut NodeFacts)) -> Verdict {
 }
 
 #[test]
+fn a_gpu_that_vanished_is_still_given_away_by_the_scheduler() {
+    // Nodes of this fleet have two GPUs, and the job takes both.
+    let with = |offered| verdict("gpu-count-mismatch", |node| node.offered_gpus = offered);
+    assert_eq!(with(None), Verdict::Pass, "no cluster");
+    assert_eq!(with(Some(2)), Verdict::Pass);
+    assert_eq!(with(Some(3)), Verdict::Fail, "one vanished");
+    assert_eq!(with(Some(0)), Verdict::Fail, "the device plugin does not run");
+}
+
+#[test]
 fn clock_reasons_are_bits_and_not_a_number() {
     let with = |bits: &[u64]| {
         verdict("hw-throttle", |node| {
@@ -76,7 +86,7 @@ fn a_fabric_that_completed_with_an_error_is_not_ready() {
 fn an_old_xid_is_not_replayed_and_a_new_one_is_not_forgotten() {
     let with = |xids: &[crate::facts::XidEvent], module_loaded_us| {
         verdict("xid-seen", |node| {
-            let log = KernelLog { xids: xids.to_vec(), faults: Vec::new(), module_loaded_us };
+            let log = KernelLog { xids: xids.to_vec(), module_loaded_us, ..KernelLog::default() };
             change(&mut node.kernel.log, |known| *known = log);
         })
     };

@@ -1,7 +1,7 @@
 //! Rules of the part that only a cluster reads.
 
 use super::{Found, is_dns_label};
-use crate::job::{Cluster, Volume, quantity};
+use crate::job::{Cluster, EXCLUDED_NODES, Volume, quantity};
 
 pub(super) fn problems(cluster: &Cluster, gpus: u32, found: &mut Found) {
     let per_node = cluster.gpus_per_node;
@@ -16,6 +16,13 @@ pub(super) fn problems(cluster: &Cluster, gpus: u32, found: &mut Found) {
         "spec.cluster.startTimeoutSeconds",
         "expected 1 or more, got 0",
         "leave it out for the default",
+    );
+    let excluded = cluster.exclude_nodes.len();
+    found.refuse(
+        EXCLUDED_NODES < excluded,
+        "spec.cluster.excludeNodes",
+        format!("{excluded} nodes, at most {EXCLUDED_NODES} are excluded by name"),
+        "choose nodes by label instead: nodeSelector",
     );
     let optional = |text: &String| !text.is_empty();
     let amounts = [

@@ -159,10 +159,13 @@ fn gpu_resource(job: &FineTuneJob) -> Option<String> {
     })
 }
 
-/// One pod for a node, and none on a node that failed this job.
+/// One pod for a node, and none on a node that failed this job or that its file excludes.
 fn affinity(job: &FineTuneJob) -> Affinity {
-    let excluded = job.status.iter().flat_map(|status| &status.placement.excluded);
-    let excluded: Vec<String> = excluded.map(|node| node.name.clone()).collect();
+    let failed = job.status.iter().flat_map(|status| &status.placement.excluded);
+    let mut excluded: Vec<String> = failed.map(|node| node.name.clone()).collect();
+    excluded.extend(job.spec.cluster.exclude_nodes.iter().cloned());
+    excluded.sort_unstable();
+    excluded.dedup();
     let term = NodeSelectorTerm {
         match_expressions: Some(vec![NodeSelectorRequirement {
             key: HOSTNAME.to_owned(),

@@ -29,6 +29,7 @@ fn objects_of_a_job_on_two_nodes() {
     let mut status = JobStatus::default();
     status.placement.excluded.push(excluded);
     job.status = Some(status);
+    job.spec.cluster.exclude_nodes = vec!["n5".to_owned(), "n3".to_owned()];
     insta::assert_snapshot!(yaml(&super::job(&job, 2, &settings())));
     insta::assert_snapshot!(yaml(&account(&job)));
     insta::assert_snapshot!(yaml(&service(&job)));

@@ -138,6 +138,37 @@ pub static PROFILES: &[Profile] = &[
         buses: [0x07, 0x0f, 0x47, 0x4e, 0x87, 0x90, 0xb7, 0xbd], // U
     },
     Profile {
+        id: "a100-sxm4-40g",
+        name: "NVIDIA A100-SXM4-40GB", // U
+        architecture: 7,
+        brand: 14,
+        compute_capability: (8, 0),
+        pci_device_id: 0x20b0_10de,    // a table of PCI ids
+        pci_subsystem_id: 0x134f_10de, // U
+        memory_mib: 40960,             // U
+        reserved_mib: 442,             // U
+        bar1_mib: 65536,               // U
+        pcie: (4, 16),                 // T
+        pcie_idle_gen: 4,              // T
+        power_w: (100, 500),           // U
+        power_idle_w: 60,              // U
+        clocks_mhz: (1410, 1215),      // U
+        idle_pstate: 0,                // T
+        thresholds_c: (92, 89),        // U
+        temperature_c: 32,             // U
+        ecc: true,                     // T
+        retires_pages: false,          // T
+        remap_banks: 640,              // U
+        mig: true,                     // T
+        gsp: true,                     // T
+        serial: true,                  // T
+        fabric: false,                 // T
+        nvlink: (12, 25000, 3),        // G
+        multiprocessors: 108,
+        vbios: "92.00.45.00.03",                                 // U
+        buses: [0x07, 0x0f, 0x47, 0x4e, 0x87, 0x90, 0xb7, 0xbd], // U
+    },
+    Profile {
         id: "v100-sxm2-32g",
         name: "Tesla V100-SXM2-32GB", // U
         architecture: 5,
