@@ -6,8 +6,12 @@
 //! when it is away.
 
 mod dialogue;
+mod door;
+mod ending;
 mod init;
 mod ledger;
+mod meet;
+mod pairs;
 mod wanted;
 
 use std::{
@@ -24,12 +28,13 @@ use std::{
 
 use self::{
     dialogue::{Answer, Dialogue},
+    door::OpenDoor,
+    ending::give_up,
     init::Reaper,
     ledger::Ledger,
     wanted::Wanted,
 };
 use crate::{
-    api::job::LastFailure,
     launch::attempt::{self, Meeting, News, Plan, Request},
     wire::{
         TrainerExit,
@@ -42,11 +47,6 @@ const TICK: Duration = Duration::from_millis(50);
 /// Ranks of the same pod notice that one has failed within this time, or are killed: the pods of
 /// the others wait for the report.
 const SWEEP_AFTER: Duration = Duration::from_secs(2);
-/// A pod whose ranks are done does not wait for ever for a broker that is away.
-const DONE_ALONE: Duration = Duration::from_secs(60);
-/// A pod that leaves tells the broker, if it is there.
-const FAREWELL: Duration = Duration::from_secs(2);
-
 /// The place of this pod, and what it starts.
 #[derive(Clone, Debug)]
 pub struct Pod {
@@ -72,6 +72,11 @@ pub struct Pod {
     pub peer_timeout_seconds: u32,
     pub stall_multiplier: f64,
     pub startup: Duration,
+    /// A pod without trainers ends when it has not heard the broker for so long: its GPUs are of
+    /// use to others. An operator is replaced sooner, and then a restart in place costs seconds.
+    pub alone: Duration,
+    /// The ways to other pods are tested before the first epoch.
+    pub test_network: bool,
 }
 
 /// What the test before the start found.
@@ -80,6 +85,8 @@ pub struct Refused {
     pub what: String,
     /// Ids of the checks.
     pub checks: Vec<String>,
+    /// `Preflight` if the machine is to blame, else what a trainer would end with.
+    pub exit: TrainerExit,
 }
 
 /// Takes every line of every rank: rank, epoch, text.
@@ -119,12 +126,13 @@ pub fn run(
         reaper: Reaper::new(),
         ledger: Ledger::new(pod),
         epoch: 0,
+        open: None,
     };
-    if let Err(Refused { what, checks }) = test() {
-        let failure = supervisor.ledger.refused(&what, &checks);
-        supervisor.leave_word(&failure);
-        supervisor.say(PodPhase::Refused { what, checks });
-        return Ok(supervisor.until_exit(FAREWELL * 5, TrainerExit::Preflight.code()));
+    if let Err(refused) = test() {
+        return Ok(supervisor.refuse(refused));
+    }
+    if let Err(code) = supervisor.meet(lines) {
+        return Ok(code);
     }
     supervisor.serve(lines)
 }
@@ -146,6 +154,9 @@ fn first_words(pod: &Pod) -> SyncRequest {
         slow_seconds: None,
         step: None,
         checkpoint_step: None,
+        door: None,
+        pairs: Vec::new(),
+        notes: Vec::new(),
     }
 }
 
@@ -163,6 +174,8 @@ struct Supervisor<'p> {
     reaper: Reaper,
     ledger: Ledger,
     epoch: u32,
+    /// Until the first epoch.
+    open: Option<OpenDoor>,
 }
 
 impl Supervisor<'_> {
@@ -205,11 +218,15 @@ impl Supervisor<'_> {
         let port = free_port().map_err(|source| Error::Port { source })?;
         self.dialogue.change(|request| request.port = port);
         self.say(PodPhase::Joining);
+        let mut heard = Instant::now();
         loop {
             self.reaper.reap();
             if self.is_leaving() {
                 self.say(PodPhase::Joining);
                 return Ok(Err(self.farewell(TrainerExit::Preempted.code())));
+            }
+            if self.pod.alone <= heard.elapsed() {
+                return Ok(Err(give_up(self.pod)));
             }
             match self.dialogue.answer() {
                 Some(Answer::Reply(SyncReply::Start {
@@ -218,8 +235,10 @@ impl Supervisor<'_> {
                     master_port,
                     token,
                 })) => {
+                    heard = Instant::now();
                     if self.epoch < epoch {
                         self.epoch = epoch;
+                        self.close_door();
                         return Ok(Ok(Meeting {
                             address: master_address,
                             port: master_port,
@@ -229,8 +248,13 @@ impl Supervisor<'_> {
                 }
                 Some(Answer::Reply(SyncReply::Exit { code, .. })) => return Ok(Err(code)),
                 Some(Answer::Superseded) => return Ok(Err(TrainerExit::Transient.code())),
-                Some(Answer::Reply(SyncReply::Continue | SyncReply::Rejoin | SyncReply::Stop))
-                | None => {}
+                Some(Answer::Reply(
+                    SyncReply::Continue
+                    | SyncReply::Meet { .. }
+                    | SyncReply::Rejoin
+                    | SyncReply::Stop,
+                )) => heard = Instant::now(),
+                None => {}
             }
             thread::sleep(TICK);
         }
@@ -289,86 +313,6 @@ impl Supervisor<'_> {
             peer_timeout_seconds: self.pod.peer_timeout_seconds,
             stall_multiplier: self.pod.stall_multiplier,
             startup: self.pod.startup,
-        }
-    }
-
-    /// Reports how the epoch ended here, and waits for what the broker makes of it.
-    fn after_epoch(&mut self) -> Next {
-        let epoch = self.epoch;
-        if self.ledger.is_success() {
-            self.say(PodPhase::Done { epoch });
-            return self.until_told(Some(DONE_ALONE), 0);
-        }
-        let failure = self.ledger.failure();
-        self.leave_word(&failure);
-        let code = self.ledger.exit_code();
-        let ends = self.ledger.reports(Instant::now());
-        self.say(PodPhase::Ended { epoch, ends });
-        if self.is_leaving() {
-            return Next::Exit(self.farewell(code));
-        }
-        self.until_told(None, code)
-    }
-
-    /// Waits for an order; with a limit the pod ends by itself when the broker was away so long.
-    fn until_told(&mut self, alone: Option<Duration>, code: u8) -> Next {
-        let mut heard = Instant::now();
-        loop {
-            self.reaper.reap();
-            match self.dialogue.answer() {
-                Some(Answer::Reply(SyncReply::Exit { code, success })) => {
-                    // A success leaves no failure behind.
-                    if success {
-                        self.forget_word();
-                    }
-                    return Next::Exit(code);
-                }
-                Some(Answer::Reply(SyncReply::Rejoin)) => return Next::Join,
-                Some(Answer::Superseded) => return Next::Exit(TrainerExit::Transient.code()),
-                Some(Answer::Reply(
-                    SyncReply::Continue | SyncReply::Stop | SyncReply::Start { .. },
-                )) => {
-                    heard = Instant::now();
-                }
-                None => {}
-            }
-            if alone.is_some_and(|limit| limit <= heard.elapsed()) || self.is_leaving() {
-                return Next::Exit(self.farewell(code));
-            }
-            thread::sleep(TICK);
-        }
-    }
-
-    /// Waits a moment for the broker to hear the last words.
-    fn farewell(&mut self, code: u8) -> u8 {
-        self.dialogue.change(|request| request.leaving = self.is_leaving());
-        self.until_exit(FAREWELL, code)
-    }
-
-    /// Waits for an answer to the last words; the broker may know a better exit code.
-    fn until_exit(&mut self, limit: Duration, code: u8) -> u8 {
-        let until = Instant::now() + limit;
-        while Instant::now() < until {
-            self.reaper.reap();
-            match self.dialogue.answer() {
-                Some(Answer::Reply(SyncReply::Exit { code, .. })) => return code,
-                Some(Answer::Reply(_)) if self.is_leaving() => return code,
-                Some(Answer::Reply(_) | Answer::Superseded) | None => {}
-            }
-            thread::sleep(TICK);
-        }
-        code
-    }
-
-    /// Leaves the failure where the kubelet finds it.
-    fn leave_word(&self, failure: &LastFailure) {
-        let text = ledger::termination_message(failure);
-        let _written = std::fs::write(&self.pod.termination_log, text);
-    }
-
-    fn forget_word(&self) {
-        if self.pod.termination_log.exists() {
-            let _written = std::fs::write(&self.pod.termination_log, "");
         }
     }
 }

@@ -1,24 +1,15 @@
 //! `qvl agent`: the supervisor of the ranks of a pod.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io::Write,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Subcommand};
 
-use super::{CliError, plan};
+use super::{CliError, plan, preflight};
 use crate::{
-    agent::rank::{self, Pod, Refused},
-    doctor,
-    facts::Snapshot,
+    agent::rank::{self, Pod},
     job::FineTuneJob,
     launch::supervisor::now_ms,
     logs::spool::{Identity, Spool},
-    probe, report,
     wire::{ExitStatus, TrainerExit},
 };
 
@@ -101,6 +92,9 @@ struct RankArgs {
     /// Do not test the machine before the start.
     #[arg(long, env = "QVL_SKIP_PREFLIGHT")]
     skip_preflight: bool,
+    /// Without trainers, and without a word of the broker for so long, the pod ends.
+    #[arg(long, env = "QVL_ALONE_SECONDS", hide = true, default_value_t = 600)]
+    alone_seconds: u32,
 }
 
 /// Runs the first process of a container. Its code is one of a trainer, for whoever decides
@@ -127,7 +121,7 @@ fn start_log() {
 fn supervise(args: &RankArgs) -> Result<u8, CliError> {
     let job = plan::read_job(&args.job_file, None)?;
     let pod = pod(args, &job)?;
-    let test = || if args.skip_preflight { Ok(()) } else { test(&pod, &job) };
+    let test = || if args.skip_preflight { Ok(()) } else { preflight::test(&pod, &job) };
     let spool = spool(args);
     let mut keep = |rank, epoch, text: &str| {
         if let Some(spool) = &spool {
@@ -210,66 +204,7 @@ fn pod(args: &RankArgs, job: &FineTuneJob) -> Result<Pod, CliError> {
         peer_timeout_seconds: job.spec.world.peer_timeout_seconds,
         stall_multiplier: job.spec.failure.stall_multiplier,
         startup: Duration::from_secs(u64::from(job.spec.failure.startup_seconds)),
+        alone: Duration::from_secs(u64::from(args.alone_seconds)),
+        test_network: job.spec.cluster.test_network,
     })
-}
-
-/// The doctor on what this container sees, for the ranks of this pod.
-fn test(pod: &Pod, job: &FineTuneJob) -> Result<(), Refused> {
-    let mut here = job.clone();
-    here.spec.world.gpus = pod.ranks;
-    // Another world must not make another batch: its size is that of the whole job.
-    let folder = pod.job_file.parent().unwrap_or(Path::new("/"));
-    let mut out = anstream::stdout();
-    let planned = plan::make(here, folder).map_err(|error| Refused {
-        what: error.to_string().trim().trim_start_matches("error: ").to_owned(),
-        checks: vec!["plan".to_owned()],
-    })?;
-    let allowed = &job.spec.cluster.allow_unknown;
-    gate(&planned, folder, &pod.trainer, allowed, &mut out)
-}
-
-/// Judges what a rank pod sees for its own ranks. The problems go to `out`.
-fn gate(
-    planned: &plan::Plan,
-    folder: &Path,
-    trainer: &Path,
-    allow_unknown: &[String],
-    out: &mut impl Write,
-) -> Result<(), Refused> {
-    let broken = |what: String| Refused { what, checks: vec!["doctor".to_owned()] };
-    let allowed =
-        super::doctor::allowed(allow_unknown).map_err(|error| broken(error.to_string()))?;
-    let program = std::env::current_exe().map_err(|error| broken(error.to_string()))?;
-    let options = probe::Options {
-        program: Some(program),
-        trainer: Some(trainer.to_owned()),
-        folders: super::doctor::folders(&planned.job, folder),
-        ..probe::Options::default()
-    };
-    let facts = probe::node(&options);
-    let nodes = BTreeMap::from([(probe::name(&facts), facts)]);
-    let snapshot = Snapshot { nodes, expected: BTreeSet::new() };
-    let report = doctor::diagnose(
-        &snapshot,
-        &doctor::Demand::of(&planned.job, super::doctor::sizes(planned, folder)),
-    );
-    // If nobody reads what it says, the verdict counts all the same.
-    let _written = report::problems(&report, &super::doctor::view(&allowed), out)
-        .and_then(|()| writeln!(out, "{}", report::summary(&report)));
-    if report.overall(false, &allowed) == doctor::Overall::Ready {
-        return Ok(());
-    }
-    let stops = |result: &&doctor::CheckResult| {
-        let unknown = result.is_needed_unknown() && !allowed.contains(result.rule.id);
-        result.verdict == doctor::Verdict::Fail || unknown
-    };
-    let stopped: Vec<&doctor::CheckResult> = report.results.iter().filter(stops).collect();
-    let what =
-        stopped.first().map(|result| match (result.problems.first(), result.unknown.first()) {
-            (Some(problem), _) => problem.what.clone(),
-            (None, Some(unread)) => format!("`{}` is unknown: {}", result.rule.id, unread.why),
-            (None, None) => result.rule.summary.to_owned(),
-        });
-    let checks = stopped.iter().map(|result| result.rule.id.to_owned()).collect();
-    Err(Refused { what: what.unwrap_or_else(|| report::summary(&report)), checks })
 }

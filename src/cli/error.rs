@@ -40,6 +40,11 @@ impl CliError {
         format!("{:#}", self.error)
     }
 
+    /// What the system said about a file, if that is the cause.
+    pub fn io_kind(&self) -> Option<io::ErrorKind> {
+        self.error.chain().find_map(|cause| Some(cause.downcast_ref::<io::Error>()?.kind()))
+    }
+
     /// Whether whoever reads our output went away.
     pub fn is_broken_pipe(&self) -> bool {
         let mut causes = self.error.chain();

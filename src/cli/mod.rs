@@ -15,6 +15,7 @@ mod logs;
 mod operator;
 mod plan;
 mod plan_text;
+mod preflight;
 mod probe_driver;
 mod report;
 mod schema;

@@ -73,11 +73,26 @@ pub(super) struct Plan {
 
 /// Makes the plan of a job whose paths are relative to `folder`.
 pub(super) fn make(job: FineTuneJob, folder: &Path) -> Result<Plan, CliError> {
+    make_to(job, folder, Depth::All)
+}
+
+/// How much of the data a plan looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// All that the lint knows.
+    All,
+    /// Samples and their lengths, which decide the memory; not their pictures.
+    Lengths,
+}
+
+/// As [`make`], with less of the lint.
+pub(super) fn make_to(job: FineTuneJob, folder: &Path, depth: Depth) -> Result<Plan, CliError> {
     let base = folder.join(&job.spec.model.path);
     let shape = shape(&base)?;
     let files: Vec<PathBuf> =
         job.spec.data.train.iter().map(|set| folder.join(&set.path)).collect();
-    let options = Options::of_job(&job.spec.data, folder, base);
+    let lengths_only = depth == Depth::Lengths;
+    let options = Options { lengths_only, ..Options::of_job(&job.spec.data, folder, base) };
     let data = lint::lint(&files, &options).map_err(|error| {
         let hint = error.hint();
         CliError::of(ExitStatus::Usage, error).hint(hint)

@@ -582,6 +582,8 @@ pub struct Cluster {
     pub start_timeout_seconds: u32,
     /// Ids of checks that may be unknown in the pod's own test before the start.
     pub allow_unknown: Vec<String>,
+    /// Test the network between the pods before the first step; takes about two seconds.
+    pub test_network: bool,
     /// Seconds after the end until the pods are deleted; their logs stay.
     pub ttl_seconds: u32,
 }
@@ -602,6 +604,7 @@ impl Default for Cluster {
             image_pull_secrets: Vec::new(),
             start_timeout_seconds: 600,
             allow_unknown: Vec::new(),
+            test_network: true,
             ttl_seconds: 86_400,
         }
     }

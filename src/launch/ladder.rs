@@ -53,6 +53,17 @@ impl Class {
     }
 }
 
+/// Name of the class of a test before the start that ended with this code.
+pub fn class_of_test(exit: TrainerExit) -> &'static str {
+    if exit == TrainerExit::Preflight {
+        "preflight"
+    } else if exit.is_permanent() {
+        Class::Input.name()
+    } else {
+        "storage"
+    }
+}
+
 /// What to do next.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {

@@ -7,12 +7,15 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
+    net::IpAddr,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::{Api, Client, api::PostParams};
+
+use super::strangers::Strangers;
 
 /// A token that was good stays good for so long without a further question.
 const REMEMBERED: Duration = Duration::from_secs(30);
@@ -58,6 +61,22 @@ pub enum Refusal {
     OtherNamespace { namespace: String, other: String },
     #[error("the apiserver did not review the token")]
     Unavailable { source: kube::Error },
+    #[error("too many requests from {from} were not believed")]
+    TooMany { from: IpAddr },
+}
+
+impl Refusal {
+    /// What helps.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Refusal::Missing { .. } | Refusal::Invalid { .. } | Refusal::OtherNamespace { .. } => {
+                "the pod's token for this job is mounted at /var/run/secrets/qvl.dev/token; users \
+                 make one with `kubectl create token default --audience qvl.dev/NAMESPACE/JOB`"
+            }
+            Refusal::Unavailable { .. } => "ask again in a few seconds",
+            Refusal::TooMany { .. } => "ask again in some seconds, with the right token",
+        }
+    }
 }
 
 /// Where tokens are looked up.
@@ -87,6 +106,28 @@ impl Auth {
     pub fn reviews(client: Client) -> Self {
         let (hasher, remembered) = (RandomState::new(), Mutex::default());
         Auth::Reviews(Reviews { client, hasher, remembered })
+    }
+
+    /// The same as [`Auth::check`] for a request from an address, if it is known: one that is not
+    /// believed too often is not listened to for a while.
+    pub async fn check_from(
+        &self,
+        strangers: &Strangers,
+        from: Option<IpAddr>,
+        token: Option<&str>,
+        (namespace, job): (&str, &str),
+    ) -> Result<Caller, Refusal> {
+        if let Some(from) = from
+            && !strangers.admit(from, Instant::now())
+        {
+            return Err(Refusal::TooMany { from });
+        }
+        let checked = self.check(token, namespace, job).await;
+        // That the apiserver is away is not the caller's fault.
+        if let (Some(from), Ok(_) | Err(Refusal::Unavailable { .. })) = (from, &checked) {
+            strangers.give_back(from, Instant::now());
+        }
+        checked
     }
 
     /// The caller, if the token is good for this job and belongs to the job's namespace.

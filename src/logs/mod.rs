@@ -7,3 +7,4 @@ pub mod collector;
 pub mod merge;
 pub mod segment;
 pub mod spool;
+pub mod strangers;

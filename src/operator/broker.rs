@@ -4,6 +4,7 @@
 mod limit;
 
 use std::{
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -11,8 +12,8 @@ use std::{
 use axum::{
     Json, Router,
     body::{Bytes, to_bytes},
-    extract::{Path, Request, State},
-    http::{HeaderMap, StatusCode, header},
+    extract::{ConnectInfo, Path, Request, State},
+    http::{Extensions, HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing,
 };
@@ -25,7 +26,10 @@ use tokio::{
 use self::limit::Limiter;
 use super::gang::{self, Gangs};
 use crate::{
-    logs::auth::{self, Auth},
+    logs::{
+        auth::{self, Auth},
+        strangers::Strangers,
+    },
     wire::sync::{SYNC_LIMIT, SYNC_PATH, SyncReply, SyncRequest},
 };
 
@@ -53,6 +57,7 @@ pub struct Broker {
     gangs: Arc<Mutex<Gangs>>,
     leader: watch::Receiver<Leader>,
     limiter: Limiter,
+    strangers: Strangers,
     reviews: Semaphore,
     client: reqwest::Client,
 }
@@ -90,6 +95,7 @@ impl Broker {
             gangs,
             leader,
             limiter: Limiter::default(),
+            strangers: Strangers::default(),
             reviews: Semaphore::new(REVIEWS),
             client: reqwest::Client::new(),
         }
@@ -119,7 +125,8 @@ pub async fn serve(
     broker: Arc<Broker>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    axum::serve(listener, router(broker)).with_graceful_shutdown(stop).await
+    let service = router(broker).into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).with_graceful_shutdown(stop).await
 }
 
 async fn sync(
@@ -144,7 +151,7 @@ async fn sync(
 
 impl Broker {
     async fn answer(&self, key: gang::Key, request: Request) -> Result<SyncReply, Refused> {
-        let caller = self.caller(&key, request.headers()).await?;
+        let caller = self.caller(&key, request.headers(), peer(request.extensions())).await?;
         // Only after the token is known: nobody can use up the share of another job.
         let pods = self.lock().pods(&key).unwrap_or(1);
         if !self.limiter.allow(&key, pods, Instant::now()) {
@@ -179,32 +186,39 @@ impl Broker {
         self.gangs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whose token it is.
     async fn caller(
         &self,
         (namespace, job): &gang::Key,
         headers: &HeaderMap,
+        from: Option<IpAddr>,
     ) -> Result<auth::Caller, Refused> {
+        let token = bearer(headers);
         let _permit = self.reviews.acquire().await.expect("it is never closed");
-        self.auth.check(bearer(headers), namespace, job).await.map_err(|error| {
+        let checked = self.auth.check_from(&self.strangers, from, token, (namespace, job)).await;
+        checked.map_err(|error| {
             let status = match &error {
                 auth::Refusal::Missing { .. } | auth::Refusal::Invalid { .. } => {
                     StatusCode::UNAUTHORIZED
                 }
                 auth::Refusal::OtherNamespace { .. } => StatusCode::FORBIDDEN,
                 auth::Refusal::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+                auth::Refusal::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
             };
-            let hint = "the pod's token for this job is mounted at /var/run/secrets/qvl.dev/token";
-            Refused::new(status, error.to_string(), hint)
+            Refused::new(status, error.to_string(), error.hint())
         })
     }
 
-    /// Asks the leader, whose answer is given back as it is.
+    /// Asks the leader, whose answer is given back as it is. What nobody should believe does not
+    /// get so far: the leader counts what is wrong against the address of this replica.
     async fn pass_on(
         &self,
         leader: &str,
-        (namespace, job): &gang::Key,
+        key: &gang::Key,
         request: Request,
     ) -> Result<Response, Refused> {
+        self.caller(key, request.headers(), peer(request.extensions())).await?;
+        let (namespace, job) = key;
         let token = bearer(request.headers()).unwrap_or_default().to_owned();
         let url = format!("{leader}/v1/namespaces/{namespace}/jobs/{job}/sync");
         let asked = self.client.post(url).header(FORWARDED, "1").timeout(BODY_TIME);
@@ -221,6 +235,11 @@ impl Broker {
         let body = answer.bytes().await.map_err(away)?;
         Ok((status, [(header::CONTENT_TYPE, "application/json")], body).into_response())
     }
+}
+
+/// Who has connected.
+fn peer(extensions: &Extensions) -> Option<IpAddr> {
+    extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip())
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -250,6 +269,7 @@ fn refused(refusal: &gang::Refusal) -> Refused {
         gang::Refusal::Version { .. }
         | gang::Refusal::Index { .. }
         | gang::Refusal::Field { .. } => StatusCode::BAD_REQUEST,
+        gang::Refusal::Stale { .. } => StatusCode::PRECONDITION_FAILED,
         gang::Refusal::Late { .. } | gang::Refusal::Replaced { .. } => StatusCode::CONFLICT,
     };
     Refused::new(status, refusal.to_string(), refusal.hint())

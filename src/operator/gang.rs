@@ -9,7 +9,9 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod admit;
 mod blame;
+mod pairs;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test begins at some moment")]
 mod random;
@@ -92,6 +94,8 @@ pub struct GangView {
     /// Node of each pod by index; empty if the pod has not spoken.
     pub nodes: Vec<String>,
     pub last_failure: Option<LastFailure>,
+    /// What was found before the start and stops nothing.
+    pub notes: Vec<String>,
     /// Pods that are silent, or leave. If all are silent the phase does not change: the way to
     /// the operator may be broken, and the training goes on without it. Pod and node tell more.
     pub silent_pods: Vec<u32>,
@@ -123,6 +127,8 @@ pub enum Refusal {
     Late { got: u32, current: u32 },
     #[error("pod {index} was replaced by another pod of the same index")]
     Replaced { index: u32 },
+    #[error("request {got} of pod {index} came late or twice, request {newest} was answered")]
+    Stale { index: u32, got: u64, newest: u64 },
 }
 
 impl Refusal {
@@ -138,6 +144,7 @@ impl Refusal {
             Refusal::Index { .. } | Refusal::Field { .. } => {
                 "only `qvl agent rank` in a pod of the job speaks to this address"
             }
+            Refusal::Stale { .. } => "nothing has changed; the next request is a newer one",
             Refusal::Late { .. } | Refusal::Replaced { .. } => {
                 "this pod must stop its trainers and end"
             }
@@ -198,9 +205,8 @@ impl Gangs {
             return Err(Refusal::UnknownJob { namespace: key.0.clone(), job: key.1.clone() });
         };
         gang.admit(request)?;
-        if gang.record(now, request) {
-            gang.advance(now, &mut self.tokens);
-        }
+        gang.record(now, request)?;
+        gang.advance(now, &mut self.tokens);
         Ok(gang.reply(now, request.index))
     }
 

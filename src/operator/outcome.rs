@@ -146,11 +146,13 @@ fn given_up(observed: &Observed, failure: Option<LastFailure>) -> End {
     let used_up =
         0 < counted(observed) && observed.job.spec.failure.max_restarts <= counted(observed);
     let (kind, reason) = match failure.class.as_str() {
-        "hardware" | "preflight" => (Kind::Counted, "PreflightFailed"),
+        "hardware" | "preflight" | "network" => (Kind::Counted, "PreflightFailed"),
         _ if used_up => (Kind::Permanent, "BackoffExceeded"),
         _ => (Kind::Permanent, "NonRetryable"),
     };
-    let exclude = (kind == Kind::Counted).then(|| failure.node.clone());
+    // Of two nodes that do not reach each other, none is known to be the bad one.
+    let known = kind == Kind::Counted && failure.class != "network";
+    let exclude = known.then(|| failure.node.clone());
     End { kind, reason, message, exclude, failure: Some(failure) }
 }
 

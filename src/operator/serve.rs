@@ -21,7 +21,9 @@ pub(super) async fn start(
         source,
     })?;
     tokio::spawn(async move {
-        if let Err(failure) = axum::serve(listener, router).with_graceful_shutdown(shutdown).await {
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
+        let served = axum::serve(listener, service).with_graceful_shutdown(shutdown).await;
+        if let Err(failure) = served {
             error!(error = &failure as &dyn std::error::Error, what, "serving ended");
         }
     });

@@ -248,6 +248,7 @@ impl World {
                     progress: Progress::default(),
                     nodes: Vec::new(),
                     last_failure: None,
+                    notes: Vec::new(),
                     silent_pods: Vec::new(),
                     running_ranks: 0,
                 };

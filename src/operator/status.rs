@@ -221,12 +221,12 @@ fn of_gang(gang: &GangView, conditions: &mut Conditions) {
             conditions.set(RENDEZVOUS_COMPLETE, false, "WaitingForRank", "");
         }
         GangPhase::Rendezvous => {
-            conditions.set(PREFLIGHT_PASSED, true, "Passed", "");
+            conditions.set(PREFLIGHT_PASSED, true, "Passed", &gang.notes.join("; "));
             conditions.set(RENDEZVOUS_COMPLETE, false, "WaitingForRank", "the ranks meet");
             conditions.set(PROGRESSING, false, "Startup", "");
         }
         GangPhase::Running => {
-            conditions.set(PREFLIGHT_PASSED, true, "Passed", "");
+            conditions.set(PREFLIGHT_PASSED, true, "Passed", &gang.notes.join("; "));
             conditions.set(RENDEZVOUS_COMPLETE, true, "AllRanks", "");
             conditions.set(PROGRESSING, true, "Stepping", "");
         }
@@ -244,8 +244,8 @@ fn of_gang(gang: &GangView, conditions: &mut Conditions) {
             conditions.set(PROGRESSING, false, COMPLETING, "all steps are done, the pods end");
         }
         GangPhase::Failed => {
-            let refused = failure
-                .is_some_and(|failure| ["hardware", "preflight"].contains(&failure.class.as_str()));
+            let tests = ["hardware", "preflight", "network", "storage"];
+            let refused = failure.is_some_and(|failure| tests.contains(&failure.class.as_str()));
             let message = failure.map_or("", |failure| failure.what.as_str());
             if refused {
                 conditions.set(PREFLIGHT_PASSED, false, "Refused", message);

@@ -1,6 +1,9 @@
 //! The place of this process in the job, from the environment that the supervisor sets.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use candle_core::Device;
 
@@ -90,11 +93,13 @@ fn authority(address: &str, port: u16) -> String {
     }
 }
 
-/// The group of all ranks. `job` is a digest of everything that must be equal on all of them.
+/// The group of all ranks. `digest` is one of everything that must be equal on all of them; once
+/// `stop` is set, the wait for the others ends.
 pub fn join(
     place: &Place,
     job: &FineTuneJob,
     digest: &str,
+    stop: &Arc<AtomicBool>,
 ) -> Result<Box<dyn Collective>, Failure> {
     if place.world == 1 {
         return Ok(Box::new(Solo));
@@ -109,6 +114,7 @@ pub fn join(
         job: digest.to_owned(),
         join_timeout: Duration::from_secs(u64::from(job.spec.failure.startup_seconds)),
         peer_timeout: timeout,
+        stop: Arc::clone(stop),
     };
     Ok(Box::new(Tcp::join(&config)?))
 }

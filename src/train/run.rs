@@ -116,7 +116,7 @@ fn prepare<'a>(
     let stages = stages::plan(job, &corpus)?;
     phase("rendezvous");
     let identity = Identity { job: job_digest(job), base: weights::fingerprint(&base)? };
-    let group = place::join(place, job, &format!("{}{}", identity.job, identity.base))?;
+    let group = place::join(place, job, &format!("{}{}", identity.job, identity.base), &stop)?;
     let output = folder.join(&job.spec.output);
     let keep = job.spec.checkpoint.keep as usize;
     let store = match place.rank {

@@ -153,6 +153,7 @@ fn tcp(world: usize) -> Vec<Box<dyn Collective>> {
         job: "j".to_owned(),
         join_timeout: Duration::from_secs(30),
         peer_timeout: Duration::from_secs(60),
+        stop: Arc::default(),
     };
     thread::scope(|scope| {
         let host = config(0);

@@ -5,7 +5,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{StepMetrics, TrainerExit};
+use super::{
+    StepMetrics, TrainerExit,
+    pairs::{Door, PairReport, Peer},
+};
 
 /// Path of the broker for a job: `POST /v1/namespaces/{namespace}/jobs/{job}/sync`, with the pod's
 /// projected token (audience `qvl.dev/{namespace}/{job}`) as bearer.
@@ -53,6 +56,16 @@ pub struct SyncRequest {
     /// Step of the newest complete checkpoint that this pod wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_step: Option<u64>,
+    /// Where other pods can test their way to this one; it wants to test its own to them. Without
+    /// it the network is not tested.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub door: Option<Door>,
+    /// What the test of the ways to other pods found, until the first epoch.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pairs: Vec<PairReport>,
+    /// What else was found before the first epoch and stops nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// What a pod is doing.
@@ -70,7 +83,14 @@ pub enum PodPhase {
     /// All trainers of this epoch have ended well.
     Done { epoch: u32 },
     /// The test before the start found a problem.
-    Refused { what: String, checks: Vec<String> },
+    Refused {
+        what: String,
+        checks: Vec<String>,
+        /// The code that the pod ends with: one that a restart cannot help if the job is wrong,
+        /// `preflight`, also if it is not given, if the machine is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exit: Option<TrainerExit>,
+    },
 }
 
 /// How a rank has ended.
@@ -110,6 +130,8 @@ pub struct RankReport {
 pub enum SyncReply {
     /// Go on.
     Continue,
+    /// All pods are there: test the ways to these. Only for a pod that has a door.
+    Meet { peers: Vec<Peer> },
     /// Start the trainers of this epoch.
     Start {
         epoch: u32,

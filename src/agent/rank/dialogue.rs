@@ -87,9 +87,11 @@ impl Dialogue {
     /// Changes what is said. A new phase is said at once, and old answers are forgotten.
     pub(super) fn change(&self, edit: impl FnOnce(&mut SyncRequest)) {
         let mut state = self.shared.lock();
-        let (phase, leaving) = (state.request.phase.clone(), state.request.leaving);
+        let told =
+            |request: &SyncRequest| (request.phase.clone(), request.leaving, request.door.clone());
+        let before = told(&state.request);
         edit(&mut state.request);
-        if phase != state.request.phase || leaving != state.request.leaving {
+        if before != told(&state.request) {
             state.generation += 1;
             self.shared.changed.notify_all();
         }
@@ -155,6 +157,7 @@ fn speak(shared: &Shared, mut line: Line) {
         }
         let pause = match request.phase {
             _ if 3 < failures => LONGEST,
+            PodPhase::Preflight if request.door.is_some() => URGENT,
             PodPhase::Preflight | PodPhase::Running { .. } => EVERY,
             PodPhase::Joining
             | PodPhase::Ended { .. }

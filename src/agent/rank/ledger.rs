@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Pod;
+use super::{Pod, Refused};
 use crate::{
     api::job::LastFailure,
     launch::{
@@ -257,12 +257,13 @@ impl Ledger {
     }
 
     /// A failed test before the start.
-    pub(super) fn refused(&self, what: &str, checks: &[String]) -> LastFailure {
+    pub(super) fn refused(&self, refused: &Refused) -> LastFailure {
+        let Refused { what, checks, exit } = refused;
         LastFailure {
-            class: "preflight".to_owned(),
+            class: ladder::class_of_test(*exit).to_owned(),
             rank: self.first,
             node: self.node.clone(),
-            exit_code: Some(i32::from(TrainerExit::Preflight.code())),
+            exit_code: Some(i32::from(exit.code())),
             what: format!("the test before the start failed ({}): {what}", checks.join(", ")),
             hint: None,
             tail: String::new(),

@@ -48,7 +48,10 @@ impl Wanted {
             Some(Answer::Reply(SyncReply::Start { epoch: other, .. })) if epoch < *other => {
                 self.at_least(Request::Sweep);
             }
-            Some(Answer::Reply(SyncReply::Start { .. } | SyncReply::Continue)) | None => {}
+            Some(Answer::Reply(
+                SyncReply::Start { .. } | SyncReply::Continue | SyncReply::Meet { .. },
+            ))
+            | None => {}
         }
     }
 }

@@ -48,6 +48,8 @@ pub struct Options {
     pub eval: Vec<PathBuf>,
     /// Decode every picture. Without it, only header and end of each are read.
     pub decode: bool,
+    /// Read samples and measure them, and leave the rest: pictures, boxes, repetitions, prompts.
+    pub lengths_only: bool,
 }
 
 impl Options {
@@ -60,6 +62,7 @@ impl Options {
             mask: Mask::default(),
             eval: Vec::new(),
             decode: false,
+            lengths_only: false,
         }
     }
 
@@ -225,11 +228,13 @@ impl Run<'_> {
             let what = "the first turn is the assistant's and will be dropped".to_owned();
             self.report.add(&rule::FIRST_TURN, path, id, what);
         }
-        summary.pictures =
-            self.pictures.check(&file, purpose, self.options.decode, &mut self.report);
-        summary.boxes = samples::check(&file, &self.pictures, &mut self.report);
-        self.seen.check(&file, purpose, &self.pictures, &mut self.report);
-        self.prompts.push(prompts::Prompts::of(&file, purpose));
+        if !self.options.lengths_only {
+            summary.pictures =
+                self.pictures.check(&file, purpose, self.options.decode, &mut self.report);
+            summary.boxes = samples::check(&file, &self.pictures, &mut self.report);
+            self.seen.check(&file, purpose, &self.pictures, &mut self.report);
+            self.prompts.push(prompts::Prompts::of(&file, purpose));
+        }
         let lengths = self.lengths(path, &file.samples);
         summary.samples = lengths.len();
         summary.unusable = bad.len() + file.samples.len() - lengths.len();

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     error::Error as _,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -10,8 +11,8 @@ use std::{
 use axum::{
     Json, Router,
     body::{Body, Bytes},
-    extract::{Path, Query as UrlQuery, Request, State},
-    http::{HeaderMap, StatusCode, header},
+    extract::{ConnectInfo, Path, Query as UrlQuery, Request, State},
+    http::{Extensions, HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -95,10 +96,12 @@ impl Refused {
             Refused::Token(Refusal::OtherNamespace { .. }) | Refused::OtherPod { .. } => {
                 StatusCode::FORBIDDEN
             }
+            Refused::Token(Refusal::TooMany { .. }) | Refused::Busy => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             Refused::Token(_) => StatusCode::UNAUTHORIZED,
             Refused::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Refused::TooSlow => StatusCode::REQUEST_TIMEOUT,
-            Refused::Busy => StatusCode::TOO_MANY_REQUESTS,
             Refused::Store(StoreError::Malformed { .. }) => StatusCode::BAD_REQUEST,
             Refused::Store(StoreError::ForeignRank { .. }) => StatusCode::FORBIDDEN,
             Refused::Store(StoreError::Full { .. } | StoreError::DiskFull { .. }) => {
@@ -106,6 +109,29 @@ impl Refused {
             }
             Refused::Store(StoreError::Write { .. }) | Refused::Read { .. } => {
                 StatusCode::INTERNAL_SERVER_ERROR
+            }
+        }
+    }
+}
+
+impl Refused {
+    /// What helps.
+    fn hint(&self) -> &'static str {
+        match self {
+            Refused::Token(refusal) => refusal.hint(),
+            Refused::OtherPod { .. } => "a pod speaks only for itself",
+            Refused::Store(StoreError::ForeignRank { .. }) => "a pod writes only its own ranks",
+            Refused::Name(_) | Refused::Ranks { .. } => "`docs/logs.md` has the paths",
+            Refused::TooLarge | Refused::Broken | Refused::Store(StoreError::Malformed { .. }) => {
+                "use an image of the same version as the collector"
+            }
+            Refused::TooSlow => "check the network between pod and collector",
+            Refused::Busy => "ask again in a few seconds",
+            Refused::Store(StoreError::Full { .. } | StoreError::DiskFull { .. }) => {
+                "enlarge the collector's volume and its --max-bytes, or lower --max-age"
+            }
+            Refused::Store(StoreError::Write { .. }) | Refused::Read { .. } => {
+                "look at the collector's volume and its log"
             }
         }
     }
@@ -120,7 +146,7 @@ impl IntoResponse for Refused {
             source = cause.source();
         }
         tracing::info!(status = self.status().as_u16(), "refused: {text}");
-        (self.status(), format!("{text}\n")).into_response()
+        (self.status(), format!("{text}\nhint: {}\n", self.hint())).into_response()
     }
 }
 
@@ -141,13 +167,14 @@ async fn segments(
     let name = JobName::new(&namespace, &job)?;
     let Origin { attempt, index, pod_uid } = origin;
     names::check("pod UID", &pod_uid)?;
-    let caller = authenticate(&collector, request.headers(), &name).await?;
+    let from = peer(request.extensions());
+    let caller = authenticate(&collector, request.headers(), from, &name).await?;
     if !caller.is_pod(&job, attempt, index, &pod_uid) {
         count(&collector.metrics.unauthorized);
         return Err(Refused::OtherPod { job, attempt, index });
     }
     let permit = Arc::clone(&collector.writers).try_acquire_owned();
-    let Ok(permit) = permit else {
+    let (Ok(permit), Some(entered)) = (permit, collector.pods.enter(&pod_uid)) else {
         count(&collector.metrics.busy);
         return Err(Refused::Busy);
     };
@@ -155,7 +182,7 @@ async fn segments(
     let bytes = segment.len();
     let writer = Arc::clone(&collector);
     let write = move || {
-        let _until_written = permit;
+        let _until_written = (permit, entered);
         writer.store.append(&name, (attempt, index, &pod_uid), &segment)
     };
     let stored = tokio::task::spawn_blocking(write).await.map_err(|_panic| Refused::Broken)?;
@@ -170,13 +197,20 @@ async fn segments(
 async fn authenticate(
     collector: &Collector,
     headers: &HeaderMap,
+    from: Option<IpAddr>,
     name: &JobName,
 ) -> Result<Caller, Refused> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let bearer = text("authorization").and_then(|value| value.strip_prefix("Bearer "));
     let token = text(TOKEN_HEADER).or(bearer);
-    let checked = collector.auth.check(token, &name.namespace, &name.job).await;
+    let (strangers, job) = (&collector.strangers, (&*name.namespace, &*name.job));
+    let checked = collector.auth.check_from(strangers, from, token, job).await;
     Ok(checked.inspect_err(|_refusal| count(&collector.metrics.unauthorized))?)
+}
+
+/// Who has connected.
+fn peer(extensions: &Extensions) -> Option<IpAddr> {
+    extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip())
 }
 
 async fn body(request: Request) -> Result<Bytes, Refused> {
@@ -224,10 +258,11 @@ async fn lines(
     Path((namespace, job)): Path<(String, String)>,
     UrlQuery(wanted): UrlQuery<Wanted>,
     headers: HeaderMap,
+    extensions: Extensions,
 ) -> Result<Response, Refused> {
     let name = JobName::new(&namespace, &job)?;
     let query = wanted.query()?;
-    authenticate(&collector, &headers, &name).await?;
+    authenticate(&collector, &headers, peer(&extensions), &name).await?;
     let permit = Arc::clone(&collector.readers).try_acquire_owned();
     let Ok(permit) = permit else {
         count(&collector.metrics.busy);
@@ -288,9 +323,10 @@ async fn streams(
     State(collector): State<Arc<Collector>>,
     Path((namespace, job)): Path<(String, String)>,
     headers: HeaderMap,
+    extensions: Extensions,
 ) -> Result<Response, Refused> {
     let name = JobName::new(&namespace, &job)?;
-    authenticate(&collector, &headers, &name).await?;
+    authenticate(&collector, &headers, peer(&extensions), &name).await?;
     let folder = name.folder(&collector.store.root);
     let read = tokio::task::spawn_blocking(move || read::streams(&folder)).await;
     let streams = read.map_err(|_panic| Refused::Broken)?;

@@ -5,6 +5,7 @@
 mod http;
 mod metrics;
 mod names;
+mod pods;
 mod read;
 mod retention;
 mod store;
@@ -15,6 +16,7 @@ pub use store::{Limits, Receipt, Store, StoreError};
 
 use std::{
     io,
+    net::SocketAddr,
     path::Path,
     sync::{
         Arc,
@@ -25,7 +27,8 @@ use std::{
 
 use tokio::{net::TcpListener, sync::Semaphore};
 
-use super::auth::Auth;
+use self::pods::Pods;
+use super::{auth::Auth, strangers::Strangers};
 
 /// Segments that are received and written at the same time.
 const WRITERS: usize = 64;
@@ -48,6 +51,8 @@ impl Default for Limits {
 struct Collector {
     store: Store,
     auth: Auth,
+    strangers: Strangers,
+    pods: Pods,
     metrics: metrics::Metrics,
     writers: Arc<Semaphore>,
     readers: Arc<Semaphore>,
@@ -73,6 +78,8 @@ pub async fn serve(
     let collector = Arc::new(Collector {
         store,
         auth,
+        strangers: Strangers::default(),
+        pods: Pods::default(),
         metrics: metrics::Metrics::default(),
         writers: Arc::new(Semaphore::new(WRITERS)),
         readers: Arc::new(Semaphore::new(READERS)),
@@ -85,7 +92,8 @@ pub async fn serve(
         tokio::spawn(axum::serve(listener, routes).into_future())
     });
     let routes = http::routes(Arc::clone(&collector));
-    let serving = axum::serve(listener, routes).with_graceful_shutdown(async move {
+    let service = routes.into_make_service_with_connect_info::<SocketAddr>();
+    let serving = axum::serve(listener, service).with_graceful_shutdown(async move {
         let _sender_gone = ended.wait_for(|end| *end).await;
     });
     let serving = tokio::spawn(serving.into_future());

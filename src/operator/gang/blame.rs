@@ -205,20 +205,31 @@ pub(super) fn unsupervised(rank: u32, step: u64) -> RankReport {
     }
 }
 
-/// The failure of a machine that did not pass its test.
-pub(super) fn refused(rank: u32, node: &str, what: &str, checks: &[String]) -> LastFailure {
+/// The failure of a pod's own test: of its machine, or, by the exit code, of the job.
+pub(super) fn refused(
+    rank: u32,
+    node: &str,
+    what: &str,
+    checks: &[String],
+    exit: TrainerExit,
+) -> LastFailure {
     let checks = checks.join(", ");
+    let (what, hint) = if exit == TrainerExit::Preflight {
+        (
+            format!("node {node} failed its test before the start ({checks}): {what}"),
+            format!("`kubectl get nodereport {node} -o yaml` shows what the node has"),
+        )
+    } else {
+        let hint = "it would fail on any node: correct the job file, or the files that it names";
+        (format!("the job failed its test before the start ({checks}): {what}"), hint.to_owned())
+    };
     LastFailure {
-        class: "preflight".to_owned(),
+        class: ladder::class_of_test(exit).to_owned(),
         rank,
         node: node.to_owned(),
-        exit_code: Some(i32::from(TrainerExit::Preflight.code())),
-        what: text::head(
-            &format!("node {node} failed its test before the start ({checks}): {what}"),
-            WORDS,
-        )
-        .to_owned(),
-        hint: Some(format!("`kubectl get nodereport {node} -o yaml` shows what the node has")),
+        exit_code: Some(i32::from(exit.code())),
+        what: text::head(&what, WORDS).to_owned(),
+        hint: Some(hint),
         tail: String::new(),
         epoch: 0,
         step: 0,

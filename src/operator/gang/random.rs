@@ -106,8 +106,10 @@ impl World {
             Happening::Arrives if self.late.is_empty() => {}
             Happening::Arrives => {
                 let request = self.late.remove(0);
-                self.gangs.sync(self.now, &key(), &request).unwrap();
-                self.check();
+                match self.gangs.sync(self.now, &key(), &request) {
+                    Ok(_) | Err(Refusal::Stale { .. }) => self.check(),
+                    Err(other) => panic!("{other}"),
+                }
             }
             Happening::Crash { pod } => {
                 self.end(
@@ -195,7 +197,7 @@ impl World {
                 self.end(index, |rank, _other| swept(rank));
             }
             SyncReply::Rejoin => self.pods[index as usize].phase = PodPhase::Joining,
-            SyncReply::Stop => panic!("nobody asked for a stop"),
+            SyncReply::Stop | SyncReply::Meet { .. } => panic!("nobody asked for it"),
             SyncReply::Exit { success, .. } => self.over = Some(success),
         }
     }

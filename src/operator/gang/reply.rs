@@ -30,6 +30,9 @@ impl Gang {
             (Round::Over(Outcome { phase, code }), _) => {
                 SyncReply::Exit { success: *phase == GangPhase::Succeeded, code: *code }
             }
+            (_, PodPhase::Preflight) if pod.request.door.is_some() => {
+                self.peers(index).map_or(SyncReply::Continue, |peers| SyncReply::Meet { peers })
+            }
             (_, PodPhase::Preflight | PodPhase::Refused { .. }) => SyncReply::Continue,
             (Round::Live { start: Some(start) }, PodPhase::Joining) => SyncReply::Start {
                 epoch: self.epoch,

@@ -8,6 +8,7 @@ use std::{
 use super::{
     GangPhase, GangSpec, Refusal,
     blame::{self, Account, Verdict},
+    pairs::Network,
 };
 use crate::{
     api::job::{LastFailure, Progress},
@@ -24,8 +25,6 @@ pub(super) const REPORTS: Duration = Duration::from_secs(10);
 const VICTIMS_REPORTS: Duration = Duration::from_secs(60);
 /// Steps whose median is the step time.
 const WINDOW: usize = 51;
-/// No job has had so many epochs: a pod that claims it does not tell the truth.
-const EPOCH_LIMIT: u32 = 1 << 30;
 
 /// The last that was heard of a pod.
 #[derive(Clone, Debug)]
@@ -85,11 +84,12 @@ pub(super) struct Gang {
     pub round: Option<Round>,
     pub progress: Progress,
     pub last_failure: Option<LastFailure>,
+    pub notes: Vec<String>,
     pub first_heard: Option<Instant>,
     /// When a step was reported last that is newer than those before.
     pub stepped: Option<Instant>,
     /// Pods that were replaced.
-    retired: BTreeSet<String>,
+    pub retired: BTreeSet<String>,
     recent: VecDeque<f64>,
     history: Option<(Class, u64)>,
     repeats: u32,
@@ -107,6 +107,7 @@ impl Gang {
             round: None,
             progress: Progress::default(),
             last_failure: None,
+            notes: Vec::new(),
             first_heard: None,
             stepped: None,
             retired: BTreeSet::new(),
@@ -116,58 +117,13 @@ impl Gang {
         }
     }
 
-    /// Whether the request belongs to this gang and makes sense.
-    pub(super) fn admit(&self, request: &SyncRequest) -> Result<(), Refusal> {
-        let GangSpec { attempt: current, pods, .. } = self.spec;
-        let SyncRequest { v, attempt: got, index, .. } = *request;
-        if v != 1 {
-            return Err(Refusal::Version { got: v });
-        }
-        if got < current {
-            return Err(Refusal::Late { got, current });
-        }
-        if current < got {
-            return Err(Refusal::Early { got, current });
-        }
-        if pods <= index {
-            return Err(Refusal::Index { index, pods });
-        }
-        if self.retired.contains(&request.pod_uid) {
-            return Err(Refusal::Replaced { index });
-        }
-        if request.address.parse::<core::net::IpAddr>().is_err() {
-            let what = "not an IP address".to_owned();
-            return Err(Refusal::Field { field: "address", what });
-        }
-        if EPOCH_LIMIT < epoch_of(&request.phase).unwrap_or(0).max(request.last_epoch) {
-            let what = "the epoch is not possible".to_owned();
-            return Err(Refusal::Field { field: "phase", what });
-        }
-        let first = index * self.spec.ranks_per_pod;
-        let own = first..first + self.spec.ranks_per_pod;
-        if let PodPhase::Ended { ends, .. } = &request.phase
-            && let Some(other) = ends.iter().find(|end| !own.contains(&end.rank))
-        {
-            let what = format!("rank {} is not one of pod {index}", other.rank);
-            return Err(Refusal::Field { field: "phase", what });
-        }
-        Ok(())
-    }
-
-    /// Keeps what a pod says; false if it had said something newer already.
-    pub(super) fn record(&mut self, now: Instant, request: &SyncRequest) -> bool {
+    /// Keeps what a pod says.
+    pub(super) fn record(&mut self, now: Instant, request: &SyncRequest) -> Result<(), Refusal> {
+        self.check_sequence(request)?;
         self.first_heard.get_or_insert(now);
         self.round.get_or_insert(Round::Gathering { not_before: now });
         let old = self.pods.remove(&request.index);
         let same = old.as_ref().is_none_or(|pod| pod.request.pod_uid == request.pod_uid);
-        if let Some(pod) = &old
-            && same
-            && request.sequence != 0
-            && request.sequence <= pod.request.sequence
-        {
-            self.pods.extend(old.map(|pod| (request.index, pod)));
-            return false; // It came late.
-        }
         let mut ran = old.as_ref().and_then(|pod| pod.ran);
         let mut accounts = old.map_or_else(Vec::new, |pod| {
             if !same {
@@ -193,7 +149,7 @@ impl Gang {
         self.follow(now, request);
         let pod = Pod { request: request.clone(), heard: now, ran, accounts, spoke: true };
         self.pods.insert(request.index, pod);
-        true
+        Ok(())
     }
 
     fn follow(&mut self, now: Instant, request: &SyncRequest) {
@@ -256,19 +212,22 @@ impl Gang {
     /// Ends the gang if a machine has failed its test.
     fn refuse(&mut self) -> bool {
         let refused = self.pods.iter().find_map(|(index, pod)| match &pod.request.phase {
-            PodPhase::Refused { what, checks } => Some((*index, pod, what, checks)),
+            PodPhase::Refused { what, checks, exit } => {
+                Some((*index, pod, (what, checks, exit.unwrap_or(TrainerExit::Preflight))))
+            }
             PodPhase::Preflight
             | PodPhase::Joining
             | PodPhase::Running { .. }
             | PodPhase::Ended { .. }
             | PodPhase::Done { .. } => None,
         });
-        let Some((index, pod, what, checks)) = refused else { return false };
+        let Some((index, pod, (what, checks, exit))) = refused else { return false };
         let rank = index * self.spec.ranks_per_pod;
         let step = self.progress.step;
         let node = &pod.request.node;
-        self.last_failure = Some(blame::refused(rank, node, what, checks).at(self.epoch, step));
-        self.over(GangPhase::Failed, TrainerExit::Preflight.code());
+        let failure = blame::refused(rank, node, what, checks, exit);
+        self.last_failure = Some(failure.at(self.epoch, step));
+        self.over(GangPhase::Failed, exit.code());
         true
     }
 
@@ -322,6 +281,12 @@ impl Gang {
         let leaving = self.pods.values().any(|pod| pod.request.leaving);
         if leaving || now < not_before || !self.all_are(|phase| *phase == PodPhase::Joining) {
             return;
+        }
+        let Network { failure, notes } = self.network();
+        self.notes.extend(notes);
+        if let Some(failure) = failure {
+            self.last_failure = Some(failure);
+            return self.over(GangPhase::Failed, TrainerExit::Transient.code());
         }
         let Some(master) = self.pods.get(&0) else { return };
         let address = master.request.address.clone();

@@ -46,6 +46,9 @@ pub(super) fn said(index: u32, phase: PodPhase) -> SyncRequest {
         slow_seconds: None,
         step: None,
         checkpoint_step: None,
+        door: None,
+        pairs: Vec::new(),
+        notes: Vec::new(),
     }
 }
 
@@ -407,12 +410,27 @@ fn a_failed_test_before_the_start_ends_the_attempt() {
     let mut told = Told::new();
     told.say(0, PodPhase::Joining);
     let what = "GPU 1 has uncorrectable memory errors".to_owned();
-    let refused = PodPhase::Refused { what, checks: vec!["memory-errors".to_owned()] };
+    let refused = PodPhase::Refused { what, checks: vec!["memory-errors".to_owned()], exit: None };
     assert_eq!(told.say(1, refused), exit(false, 84));
     assert_eq!(told.say(0, PodPhase::Joining), exit(false, 84));
     let last = told.view().last_failure.unwrap();
     assert_eq!((last.class.as_str(), last.node.as_str()), ("preflight", "node-1"));
     assert!(last.what.contains("(memory-errors): GPU 1 has"), "{}", last.what);
+}
+
+#[test]
+fn a_job_that_is_wrong_fails_with_its_own_code_and_blames_no_node() {
+    let mut told = Told::new();
+    let refused = PodPhase::Refused {
+        what: "`/data/base/config.json` does not exist".to_owned(),
+        checks: vec!["plan".to_owned()],
+        exit: Some(TrainerExit::InputMissing),
+    };
+    assert_eq!(told.say(0, refused), exit(false, 66));
+    assert_eq!(told.say(1, PodPhase::Joining), exit(false, 66));
+    let last = told.view().last_failure.unwrap();
+    assert_eq!((last.class.as_str(), last.exit_code), ("input", Some(66)));
+    assert!(last.what.starts_with("the job failed its test"), "{}", last.what);
 }
 
 #[test]
@@ -493,7 +511,10 @@ fn a_late_request_changes_nothing() {
     let mut told = Told::running();
     let at = |sequence, phase| SyncRequest { sequence, ..said(0, phase) };
     told.ask(&at(5, PodPhase::Running { epoch: 1 })).unwrap();
-    assert_eq!(told.ask(&at(4, PodPhase::Joining)), Ok(SyncReply::Continue));
+    for got in [4, 5] {
+        let stale = Refusal::Stale { index: 0, got, newest: 5 };
+        assert_eq!(told.ask(&at(got, PodPhase::Joining)), Err(stale));
+    }
     assert_eq!(told.view().running_ranks, 4);
 }
 

@@ -26,6 +26,7 @@ impl Gang {
             progress: self.progress.clone(),
             nodes: (0..self.spec.pods).map(|index| node(index).to_owned()).collect(),
             last_failure: lost.or_else(|| self.last_failure.clone()),
+            notes: self.notes.clone(),
             silent_pods,
             running_ranks: u32::try_from(running).unwrap_or(u32::MAX) * self.spec.ranks_per_pod,
         }

@@ -76,6 +76,7 @@ fn gang(phase: GangPhase) -> GangView {
         },
         nodes: vec!["n1".to_owned()],
         last_failure: None,
+        notes: Vec::new(),
         silent_pods: Vec::new(),
         running_ranks: 1,
     }

@@ -21,6 +21,9 @@ pub enum CollectiveError {
     /// Ranks that did not join in time.
     #[error("{} did not join at {address} within {seconds} s{}", ranks(missing), refusals(refused))]
     NeverCame { missing: Vec<usize>, address: String, seconds: f64, refused: Vec<String> },
+    /// This rank was asked to end while it waited for the others.
+    #[error("rank {rank} was asked to stop while it waited for the others at {address}")]
+    Interrupted { rank: usize, address: String },
     /// A member of the group refused this rank.
     #[error("the rank at {address} refused rank {rank}: {reason}")]
     Refused { rank: usize, address: String, reason: String },
@@ -93,6 +96,9 @@ impl CollectiveError {
         if let CollectiveError::NeverCame { missing, .. } = self {
             return missing.first().copied();
         }
+        if matches!(self, CollectiveError::NoMaster { .. }) {
+            return Some(0);
+        }
         None
     }
 
@@ -111,6 +117,9 @@ impl CollectiveError {
             CollectiveError::NeverCame { missing, .. } => {
                 let rank = missing.first().copied().unwrap_or_default();
                 return Some(format!("read the log of rank {rank}: it did not come this far"));
+            }
+            CollectiveError::Interrupted { .. } => {
+                "no step was made since the last checkpoint: nothing is lost"
             }
             CollectiveError::Refused { .. } => {
                 "all ranks need the same job file, WORLD_SIZE, QVL_ATTEMPT and QVL_TOKEN"
@@ -137,12 +146,14 @@ impl CollectiveError {
     /// The exit code of a trainer that ends with this error.
     pub fn exit(&self) -> TrainerExit {
         match self {
-            CollectiveError::PeerLost { .. } | CollectiveError::NeverCame { .. } => {
-                TrainerExit::PeerLost
+            // A rank that did not find the others is no more to blame than one that lost them.
+            CollectiveError::PeerLost { .. }
+            | CollectiveError::NeverCame { .. }
+            | CollectiveError::NoMaster { .. } => TrainerExit::PeerLost,
+            CollectiveError::Interrupted { .. } => TrainerExit::Preempted,
+            CollectiveError::PortTaken { .. } | CollectiveError::Listen { .. } => {
+                TrainerExit::Transient
             }
-            CollectiveError::PortTaken { .. }
-            | CollectiveError::Listen { .. }
-            | CollectiveError::NoMaster { .. } => TrainerExit::Transient,
             CollectiveError::Refused { .. } | CollectiveError::Disagree { .. } => {
                 TrainerExit::Config
             }

@@ -12,6 +12,7 @@ mod join;
 use std::net::TcpListener;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -44,9 +45,24 @@ pub struct TcpConfig {
     pub join_timeout: Duration,
     /// A peer from which nothing comes for so long, not even a heartbeat, is lost.
     pub peer_timeout: Duration,
+    /// Once this is set, a rank that waits for the others gives up.
+    pub stop: Arc<AtomicBool>,
 }
 
 impl TcpConfig {
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// An error once this rank was asked to end.
+    fn go_on(&self) -> Result<(), CollectiveError> {
+        if self.is_stopped() {
+            let address = self.master.clone();
+            return Err(CollectiveError::Interrupted { rank: self.rank, address });
+        }
+        Ok(())
+    }
+
     /// A number that two processes with the same rank do not share.
     fn instance(&self) -> u64 {
         u64::from(std::process::id()) << 32 | self.rank as u64

@@ -1,6 +1,8 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
@@ -56,6 +58,7 @@ fn config(rank: usize, world: usize, master: &str) -> TcpConfig {
         job: "job hash".to_owned(),
         join_timeout: Duration::from_secs(20),
         peer_timeout: Duration::from_secs(20),
+        stop: Arc::default(),
     }
 }
 
@@ -497,5 +500,38 @@ fn a_master_that_is_not_there_is_an_error_in_time() {
     let start = Instant::now();
     let error = Tcp::join(&short).unwrap_err();
     assert!(matches!(error, CollectiveError::NoMaster { rank: 1, .. }), "{error}");
+    assert_eq!((error.exit(), error.lost_peer()), (TrainerExit::PeerLost, Some(0)));
     assert!(start.elapsed() < Duration::from_secs(3));
+}
+
+#[test]
+fn a_rank_that_waits_for_the_others_ends_on_request() {
+    let (listener, address) = listen();
+    let (host, peer) = (config(0, 3, &address), config(1, 3, &address));
+    let absent = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let lonely = config(1, 3, &absent);
+    let stops = [&host, &peer, &lonely].map(|config| Arc::clone(&config.stop));
+    std::thread::scope(|scope| {
+        let waiting = [
+            scope.spawn(|| Tcp::host(&host, listener).map(|_group| ())),
+            scope.spawn(|| Tcp::join(&peer).map(|_group| ())),
+            scope.spawn(|| Tcp::join(&lonely).map(|_group| ())),
+        ];
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(waiting.iter().all(|rank| !rank.is_finished()), "rank 2 never comes");
+        let start = Instant::now();
+        // The host ends last: else its peer would notice that.
+        for (rank, stop) in [(2, &stops[2]), (1, &stops[1]), (0, &stops[0])] {
+            stop.store(true, Ordering::Relaxed);
+            while !waiting[rank].is_finished() && start.elapsed() < Duration::from_secs(10) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        for rank in waiting {
+            let error = rank.join().unwrap().unwrap_err();
+            assert_eq!(error.exit(), TrainerExit::Preempted, "{error}");
+            assert!(error.to_string().contains("was asked to stop while it waited"), "{error}");
+        }
+        assert!(start.elapsed() < Duration::from_secs(10));
+    });
 }

@@ -118,6 +118,7 @@ fn call_master(
     let mut pause = Duration::from_millis(20);
     let mut listener: Option<TcpListener> = None;
     loop {
+        config.go_on()?;
         let source = match connect(&config.master, deadline) {
             Err(error) => error,
             Ok((stream, address)) => {
@@ -154,7 +155,7 @@ fn ask_master(
 ) -> Result<Option<Vec<Option<SocketAddr>>>, CollectiveError> {
     let port = listener.local_addr().map(|own| own.port()).unwrap_or_default();
     say_hello(config, stream, port);
-    match frame::read(stream, CHUNK, |_| Instant::now() > deadline) {
+    match frame::read(stream, CHUNK, |_| config.is_stopped() || Instant::now() > deadline) {
         Ok((Header { kind: Kind::Refuse, .. }, reason)) => Err(refused(config, address, &reason)),
         Ok((Header { kind: Kind::Peers, .. }, payload)) => {
             let addresses: Option<Vec<Option<SocketAddr>>> = serde_json::from_slice(&payload).ok();
@@ -172,10 +173,11 @@ fn call_peer(
     port: u16,
     deadline: Instant,
 ) -> Result<TcpStream, CollectiveError> {
-    while Instant::now() < deadline {
+    let over = || config.is_stopped() || Instant::now() > deadline;
+    while !over() {
         if let Ok((stream, _)) = connect(address, deadline) {
             say_hello(config, &stream, port);
-            match frame::read(&stream, GREETING_LIMIT, |_| Instant::now() > deadline) {
+            match frame::read(&stream, GREETING_LIMIT, |_| over()) {
                 Ok((Header { kind: Kind::Welcome, .. }, _)) => return Ok(stream),
                 Ok((Header { kind: Kind::Refuse, .. }, reason)) => {
                     return Err(refused(config, address, &reason));
@@ -186,6 +188,7 @@ fn call_peer(
         }
         std::thread::sleep(Duration::from_millis(50));
     }
+    config.go_on()?;
     Err(never_came(config, &[rank], Vec::new()))
 }
 
@@ -252,6 +255,7 @@ fn accept(
     let (sender, greetings) = channel();
     let live = Arc::new(AtomicUsize::new(0));
     while !missing(&peers).is_empty() {
+        config.go_on()?;
         if Instant::now() > deadline {
             return Err(never_came(config, &missing(&peers), refusals));
         }
