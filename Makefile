@@ -6,7 +6,7 @@ export PATH := $(QVL_CACHE)/go/bin:$(PATH)
 BUILD := $(or $(CARGO_TARGET_DIR),$(QVL_CACHE)/target)
 
 .PHONY: demo test lint bench bench-operator soak setup build check-cuda mutants digits-base
-.PHONY: setup-packages setup-data setup-python setup-cluster without-trainer
+.PHONY: sbom setup-packages setup-data setup-python setup-cluster without-trainer
 .PHONY: cluster-build cluster-up cluster-down cluster-shell
 
 demo: setup-data build
@@ -28,9 +28,11 @@ bench: build
 bench-operator: cluster-build
 	cargo bench --bench operator
 
-# Longer than a review waits for: every call of the operator going wrong, mutants of the trainer, licences and advisories of dependencies.
+# Longer than a review waits for: every call of the operator going wrong, 260 kills of what keeps logs, mutants of the trainer, licences and
+# advisories of dependencies.
 soak: mutants cluster-build
 	QVL_SOAK=1 cargo test --release --test operator
+	QVL_SOAK=1 cargo test --release --test logs -- --nocapture
 	cargo deny --version >/dev/null 2>&1 && cargo deny check || echo "cargo-deny is not installed: cargo install cargo-deny"
 
 setup: setup-packages setup-data setup-python
@@ -52,6 +54,16 @@ build: target
 # `qvl` compiles without candle. A check, because a build would compile all dependencies anew.
 without-trainer: target
 	cargo check --release --no-default-features --bin qvl
+
+# Bills of materials in CycloneDX, of what Cargo.lock and the features of each program say.
+sbom: target
+	@cargo cyclonedx --version >/dev/null 2>&1 || { echo "cargo-cyclonedx is missing: cargo install --locked cargo-cyclonedx"; exit 1; }
+	mkdir -p target/sbom
+	cargo cyclonedx --format json --override-filename bom --no-default-features
+	mv bom.json target/sbom/qvl.cdx.json
+	cargo cyclonedx --format json --override-filename bom
+	mv bom.json target/sbom/qvl-train.cdx.json
+	find tests -name bom.json -delete
 
 check-cuda: target
 	tests/cuda-check/run

@@ -4,20 +4,28 @@
 #![expect(clippy::unwrap_used, reason = "a test fails where it is wrong")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use qvl::logs::{
-    collector::StoredLine,
-    segment::{Body, Record},
-    spool::{Identity, Limits, Spool, Stats},
+use qvl::{
+    logs::{
+        auth::{self, Auth, Caller},
+        collector::StoredLine,
+        segment::{Body, Record},
+        spool::{Identity, Limits, Spool, Stats},
+    },
+    operator::{
+        broker::{self, Broker, Leader, random_tokens},
+        gang::{GangSpec, Gangs},
+    },
 };
 use serde_json::json;
 
@@ -211,39 +219,175 @@ fn a_pod_writes_lines_and_notes_each() {
     fs::remove_dir_all(folder).unwrap();
 }
 
+/// So many kills, or ten times as many with `QVL_SOAK=1`.
+fn kills(usual: u64) -> u64 {
+    if env::var("QVL_SOAK").is_ok_and(|value| value == "1") { usual * 10 } else { usual }
+}
+
+/// Pauses that nobody chose. `QVL_SEED` repeats those of a run that failed.
+struct Pauses(u64);
+
+impl Pauses {
+    fn new(test: &str) -> Self {
+        let given = env::var("QVL_SEED").ok().map(|seed| seed.parse().unwrap());
+        let seed = given.unwrap_or_else(now_ms);
+        writeln!(std::io::stderr(), "{test}: QVL_SEED={seed}").unwrap();
+        Pauses(seed)
+    }
+
+    /// Milliseconds within a range.
+    fn next(&mut self, range: std::ops::Range<u64>) -> Duration {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        Duration::from_millis(range.start + (self.0 >> 33) % (range.end - range.start))
+    }
+}
+
 #[test]
 fn no_line_that_is_a_second_old_is_lost_when_pods_and_collectors_are_killed() {
     let folder = tempfile::tempdir().unwrap();
     let pod = folder.path().join("pod");
     fs::create_dir_all(&pod).unwrap();
     let mut collector = Collector::start(&folder.path().join("collector"), &[]);
-    let mut kills = Vec::new();
-    for round in 0..20_u64 {
+    let mut pauses = Pauses::new("pods and collectors");
+    let mut ends = Vec::new();
+    for round in 0..kills(20) {
         let mut child = Command::new(env::current_exe().unwrap())
             .args(["--exact", "a_pod_writes_lines_and_notes_each"])
             .env(POD, format!("{} {}", pod.display(), collector.url))
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let pause = 1050 + (now_ms() * 7919 + round * 104_729) % 500;
-        thread::sleep(Duration::from_millis(pause / 2));
+        thread::sleep(pauses.next(500..750));
         if round % 3 == 1 {
             collector.kill();
-            thread::sleep(Duration::from_millis(pause % 300));
+            thread::sleep(pauses.next(0..300));
             collector.run();
         }
-        thread::sleep(Duration::from_millis(pause / 2));
-        kills.push(now_ms());
+        thread::sleep(pauses.next(550..800));
+        let now = now_ms();
         child.kill().unwrap();
         child.wait().unwrap();
+        ends.push((now, fs::metadata(pod.join("notes")).unwrap().len()));
     }
     collector.drain(&pod);
     let notes = fs::read_to_string(pod.join("notes")).unwrap();
-    compare(&collector.lines(), &notes, &kills);
+    compare(&collector.lines(), &notes, &ends);
 }
 
-/// Each line that was noted a second before a kill must be stored, once, in order.
-fn compare(stored: &[StoredLine], notes: &str, kills: &[u64]) {
+/// A broker for the job, in this process, and what it knows of the job.
+fn broker(runtime: &tokio::runtime::Runtime) -> (String, Arc<Mutex<Gangs>>) {
+    let gangs = Arc::new(Mutex::new(Gangs::new(random_tokens())));
+    let pod = Some(("digits-a1-0-x7f2q".to_owned(), "0b1f".to_owned()));
+    let caller = Caller { namespace: "team".to_owned(), pod };
+    let auth = Auth::Fixed(vec![(TOKEN.to_owned(), auth::audience("team", "digits"), caller)]);
+    // The sender may go: what it has said stays.
+    let leader = tokio::sync::watch::channel(Leader::Me).1;
+    let broker = Arc::new(Broker::new(auth, Arc::clone(&gangs), leader));
+    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    runtime.spawn(broker::serve(listener, broker, std::future::pending()));
+    (url, gangs)
+}
+
+/// The supervisor of the only pod of a job.
+fn supervisor(pod: &Path, broker: &str, collector: &str) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qvl"));
+    command
+        .args(["agent", "rank", "--skip-preflight", "--namespace", "team", "--name", "digits"])
+        .args(["--attempt", "1", "--index", "0", "--pods", "1", "--local-ranks", "2"])
+        .args(["--node", "n", "--pod-uid", "0b1f", "--pod-ip", "127.0.0.1"])
+        .args(["--broker", broker, "--collector", collector])
+        .args(["--trainer", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/logs/writer.sh")]);
+    for (flag, name) in [
+        ("--token-file", "token"),
+        ("--job-file", "job.yaml"),
+        ("--spool", "spool"),
+        ("--termination-log", "termination"),
+    ] {
+        command.arg(flag).arg(pod.join(name));
+    }
+    command.env("NOTES", pod.join("notes")).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().unwrap()
+}
+
+const JOB: &str = "
+apiVersion: qvl.dev/v1alpha1
+kind: FineTuneJob
+metadata: {name: digits}
+spec:
+  model: {path: m}
+  data: {train: [{name: t, path: t.json, task: text}]}
+  stages: [{name: a, steps: 9}]
+  world: {gpus: 2, compute: cpu}
+  output: out
+";
+
+#[test]
+fn no_line_that_is_a_second_old_is_lost_when_supervisors_are_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let pod = folder.path().join("pod");
+    fs::create_dir_all(&pod).unwrap();
+    fs::write(pod.join("token"), TOKEN).unwrap();
+    fs::write(pod.join("job.yaml"), JOB).unwrap();
+    let mut collector = Collector::start(&folder.path().join("collector"), &[]);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let (broker, gangs) = broker(&runtime);
+    let key = ("team".to_owned(), "digits".to_owned());
+    let (attempt, pods, ranks_per_pod, max_restarts) = (1, 1, 2, 3);
+    let (restarts, epoch_floor) = (0, 0);
+    let spec = GangSpec { attempt, pods, ranks_per_pod, max_restarts, restarts, epoch_floor };
+    let mut pauses = Pauses::new("supervisors");
+    let mut ends = Vec::new();
+    for round in 0..kills(6) {
+        // As if the pod had just been made: no pause before a restart.
+        gangs.lock().unwrap().forget(&key);
+        gangs.lock().unwrap().register(key.clone(), spec);
+        let before = fs::read_to_string(pod.join("notes")).unwrap_or_default().len();
+        let mut agent = supervisor(&pod, &broker, &collector.url);
+        let begin = Instant::now();
+        while fs::read_to_string(pod.join("notes")).unwrap_or_default().len() == before {
+            assert!(begin.elapsed() < Duration::from_secs(60), "no rank writes");
+            thread::sleep(Duration::from_millis(20));
+        }
+        thread::sleep(pauses.next(1000..1500));
+        if round % 3 == 1 {
+            collector.kill();
+            thread::sleep(pauses.next(0..300));
+            collector.run();
+        }
+        thread::sleep(pauses.next(0..500));
+        let now = now_ms();
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        wait_for_writers(&pod.join("notes"));
+        ends.push((now, fs::metadata(pod.join("notes")).unwrap().len()));
+    }
+    collector.drain(&pod);
+    let notes = fs::read_to_string(pod.join("notes")).unwrap();
+    compare(&collector.lines(), &notes, &ends);
+}
+
+/// Ranks whose supervisor is gone may note one line more, which nobody reads, and end.
+fn wait_for_writers(notes: &Path) {
+    let notes = fs::read_to_string(notes).unwrap();
+    let text = |note: &str| note.rsplit(' ').next().map(str::to_owned);
+    let pids: BTreeSet<String> =
+        notes.lines().filter_map(|note| Some(text(note)?.split('-').next()?.to_owned())).collect();
+    let lives = |pid: &String| {
+        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command.contains("writer.sh")
+    };
+    let begin = Instant::now();
+    while pids.iter().any(lives) {
+        assert!(begin.elapsed() < Duration::from_secs(60), "a rank outlives its supervisor");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Each line that was noted a second before a kill must be stored, once, in order. Of each kill
+/// the time is given, and the length of the notes by then.
+fn compare(stored: &[StoredLine], notes: &str, kills: &[(u64, u64)]) {
     let mut next: BTreeMap<u32, u64> = BTreeMap::new();
     let mut texts: BTreeMap<(u32, &str), u32> = BTreeMap::new();
     for line in stored {
@@ -255,11 +399,13 @@ fn compare(stored: &[StoredLine], notes: &str, kills: &[u64]) {
     }
     assert!(texts.values().all(|count| *count == 1), "no line is there twice");
     let (mut promised, mut lost, mut youngest) = (0, Vec::new(), 0);
-    for note in notes.lines() {
-        let words: Vec<&str> = note.split(' ').collect();
+    let mut read = 0;
+    for note in notes.split_inclusive('\n') {
+        read += note.len() as u64;
+        let words: Vec<&str> = note.trim_end().split(' ').collect();
         let &[time, rank, text] = words.as_slice() else { continue };
         let (time, rank): (u64, u32) = (time.parse().unwrap(), rank.parse().unwrap());
-        let kill = *kills.iter().find(|kill| time <= **kill).unwrap();
+        let (kill, _length) = *kills.iter().find(|(_time, length)| read <= *length).unwrap();
         let stored = texts.contains_key(&(rank, text));
         if time + 1000 <= kill {
             promised += 1;
@@ -268,7 +414,7 @@ fn compare(stored: &[StoredLine], notes: &str, kills: &[u64]) {
             }
         }
         if !stored {
-            youngest = youngest.max(kill - time);
+            youngest = youngest.max(kill.saturating_sub(time));
         }
     }
     let mut err = std::io::stderr();

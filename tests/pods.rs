@@ -3,7 +3,6 @@
 //!
 //! Pods are objects of the cluster with real projected tokens; their supervisors run on this
 //! machine, each as the first process of a PID namespace, as in a container.
-#![cfg(feature = "train")]
 #![expect(clippy::unwrap_used, reason = "a test fails where it is wrong")]
 
 #[path = "pods/agent.rs"]

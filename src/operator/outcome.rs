@@ -292,3 +292,36 @@ pub fn running(observed: &Observed) -> u32 {
     indices.dedup();
     u32::try_from(indices.len()).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::testing;
+
+    #[test]
+    fn only_a_machine_that_failed_its_test_is_avoided() {
+        let observed = testing::observed();
+        let failure = |class: &str| LastFailure {
+            class: class.to_owned(),
+            rank: 2,
+            node: "n2".to_owned(),
+            exit_code: None,
+            what: "failed".to_owned(),
+            hint: None,
+            tail: String::new(),
+            epoch: 0,
+            step: 0,
+        };
+        for (class, kind, reason, avoided) in [
+            ("preflight", Kind::Counted, "PreflightFailed", Some("n2")),
+            ("hardware", Kind::Counted, "PreflightFailed", Some("n2")),
+            ("network", Kind::Counted, "PreflightFailed", None),
+            ("input", Kind::Permanent, "NonRetryable", None),
+            ("storage", Kind::Permanent, "NonRetryable", None),
+        ] {
+            let end = given_up(&observed, Some(failure(class)));
+            let found = (end.kind, end.reason, end.exclude.as_deref());
+            assert_eq!(found, (kind, reason, avoided), "{class}");
+        }
+    }
+}

@@ -31,10 +31,10 @@ use serde_json::{Value, json};
 use tokio::{runtime::Runtime, sync::watch};
 
 /// Generous: the machine may be busy with other tests.
-pub const LIMIT: Duration = Duration::from_secs(240);
+pub(crate) const LIMIT: Duration = Duration::from_secs(240);
 
 /// The cluster, while any test uses it.
-pub fn cluster() -> Arc<TestCluster> {
+pub(crate) fn cluster() -> Arc<TestCluster> {
     static SHARED: Mutex<Weak<TestCluster>> = Mutex::new(Weak::new());
     let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(cluster) = shared.upgrade() {
@@ -47,7 +47,7 @@ pub fn cluster() -> Arc<TestCluster> {
 }
 
 #[track_caller]
-pub fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     let begin = Instant::now();
     loop {
         if let Some(found) = found() {
@@ -60,24 +60,24 @@ pub fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
 
 /// A pod of the cluster. No node takes it, so that nothing but its token is of use.
 #[derive(Clone, Debug)]
-pub struct PodObject {
-    pub name: String,
-    pub uid: String,
+pub(crate) struct PodObject {
+    pub(crate) name: String,
+    pub(crate) uid: String,
     account: String,
     namespace: String,
 }
 
 /// A job in a namespace of its own.
-pub struct Job {
-    pub cluster: Arc<TestCluster>,
-    pub namespace: String,
-    pub name: String,
-    pub pods: Vec<PodObject>,
-    pub folder: tempfile::TempDir,
+pub(crate) struct Job {
+    pub(crate) cluster: Arc<TestCluster>,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) pods: Vec<PodObject>,
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl Job {
-    pub fn new(name: &str, pods: u32) -> Job {
+    pub(crate) fn new(name: &str, pods: u32) -> Job {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let namespace = format!("team-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let cluster = cluster();
@@ -104,7 +104,7 @@ metadata: {{name: {name}, namespace: {namespace}}}
     }
 
     /// Makes a pod of that name.
-    pub fn pod(&self, pod: &str) -> PodObject {
+    pub(crate) fn pod(&self, pod: &str) -> PodObject {
         let Job { namespace, name, .. } = self;
         self.cluster.create(&format!(
             "apiVersion: v1
@@ -123,16 +123,16 @@ spec:
         PodObject { name: pod.to_owned(), uid, account, namespace }
     }
 
-    pub fn audience(&self) -> String {
+    pub(crate) fn audience(&self) -> String {
         format!("qvl.dev/{}/{}", self.namespace, self.name)
     }
 
     /// A token as the kubelet projects it into the pod.
-    pub fn token(&self, index: usize) -> String {
+    pub(crate) fn token(&self, index: usize) -> String {
         self.token_of(&self.pods[index], &self.audience())
     }
 
-    pub fn token_of(&self, pod: &PodObject, audience: &str) -> String {
+    pub(crate) fn token_of(&self, pod: &PodObject, audience: &str) -> String {
         let PodObject { name, uid, account, namespace } = pod;
         let words = format!(
             "create token {account} -n {namespace} --audience {audience} --bound-object-kind Pod \
@@ -141,11 +141,11 @@ spec:
         self.cluster.run(&words).trim().to_owned()
     }
 
-    pub fn key(&self) -> (String, String) {
+    pub(crate) fn key(&self) -> (String, String) {
         (self.namespace.clone(), self.name.clone())
     }
 
-    pub fn spec(&self) -> GangSpec {
+    pub(crate) fn spec(&self) -> GangSpec {
         GangSpec {
             attempt: 1,
             pods: u32::try_from(self.pods.len()).unwrap(),
@@ -156,12 +156,12 @@ spec:
         }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// Writes data and the job file, changed by `edit`.
-    pub fn write(&self, steps: u64, edit: impl FnOnce(&mut Value)) {
+    pub(crate) fn write(&self, steps: u64, edit: impl FnOnce(&mut Value)) {
         fs::copy("tests/goldens/a.png", self.path("a.png")).unwrap();
         let sample = |i: usize| {
             let (x, y) = (10 * i + 1, 7 * i + 2);
@@ -192,21 +192,21 @@ spec:
 }
 
 /// A broker in this process, whose tokens the cluster's API server reviews.
-pub struct Server {
-    pub url: String,
-    pub gangs: Arc<Mutex<Gangs>>,
-    pub leader: watch::Sender<Leader>,
+pub(crate) struct Server {
+    pub(crate) url: String,
+    pub(crate) gangs: Arc<Mutex<Gangs>>,
+    pub(crate) leader: watch::Sender<Leader>,
     runtime: Option<Runtime>,
     key: (String, String),
 }
 
 impl Server {
-    pub fn start(job: &Job) -> Server {
+    pub(crate) fn start(job: &Job) -> Server {
         Server::start_at(job, free_port())
     }
 
     /// As an operator that is started anew: it knows the job and nothing of its pods.
-    pub fn start_at(job: &Job, port: u16) -> Server {
+    pub(crate) fn start_at(job: &Job, port: u16) -> Server {
         let gangs = Arc::new(Mutex::new(Gangs::new(random_tokens())));
         gangs.lock().unwrap().register(job.key(), job.spec());
         let (leader, follow) = watch::channel(Leader::Me);
@@ -230,12 +230,12 @@ impl Server {
         Server { url, gangs, leader, runtime: Some(runtime), key: job.key() }
     }
 
-    pub fn view(&self) -> GangView {
+    pub(crate) fn view(&self) -> GangView {
         self.gangs.lock().unwrap().view(&self.key, Instant::now()).unwrap()
     }
 
     /// The operator is gone, with all that it knew.
-    pub fn stop(mut self) -> u16 {
+    pub(crate) fn stop(mut self) -> u16 {
         self.end();
         self.url.rsplit(':').next().unwrap().parse().unwrap()
     }
@@ -253,20 +253,20 @@ impl Drop for Server {
     }
 }
 
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A collector as a process of its own, which asks the cluster's API server about tokens.
-pub struct Collector {
-    pub url: String,
+pub(crate) struct Collector {
+    pub(crate) url: String,
     folder: PathBuf,
     kubeconfig: PathBuf,
     process: Option<Child>,
 }
 
 impl Collector {
-    pub fn start(job: &Job) -> Collector {
+    pub(crate) fn start(job: &Job) -> Collector {
         let url = format!("http://127.0.0.1:{}", free_port());
         let (folder, kubeconfig) = (job.path("collector"), job.cluster.kubeconfig());
         fs::create_dir_all(&folder).unwrap();
@@ -275,7 +275,7 @@ impl Collector {
         collector
     }
 
-    pub fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         let address = self.url.strip_prefix("http://").unwrap();
         let log = fs::File::options().create(true).append(true).open(self.folder.join("log"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_qvl"));
@@ -285,7 +285,7 @@ impl Collector {
         wait_for("the collector listens", || std::net::TcpStream::connect(address).ok());
     }
 
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().unwrap();
             process.wait().unwrap();
@@ -300,15 +300,15 @@ impl Drop for Collector {
 }
 
 /// The supervisor of a pod. It, and all that it started, ends with this.
-pub struct Agent {
+pub(crate) struct Agent {
     process: Child,
     job: String,
     index: usize,
-    pub folder: PathBuf,
+    pub(crate) folder: PathBuf,
 }
 
 impl Agent {
-    pub fn start(job: &Job, index: usize, broker: &str, more: &[(&str, &str)]) -> Agent {
+    pub(crate) fn start(job: &Job, index: usize, broker: &str, more: &[(&str, &str)]) -> Agent {
         let folder = job.path(&format!("pod-{index}"));
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("token"), job.token(index)).unwrap();
@@ -360,38 +360,38 @@ impl Agent {
         })
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = wait_for("the supervisor runs", || self.find("qvl", ""));
         kill(Pid::from_raw(pid), signal).unwrap();
     }
 
     /// Process id of a rank's trainer; waits until it runs.
-    pub fn trainer(&self, rank: u32) -> i32 {
+    pub(crate) fn trainer(&self, rank: u32) -> i32 {
         let variable = format!("RANK={rank}");
         wait_for("the trainer runs", || self.find("qvl-train", &variable))
     }
 
-    pub fn signal_rank(&self, rank: u32, signal: Signal) {
+    pub(crate) fn signal_rank(&self, rank: u32, signal: Signal) {
         kill(Pid::from_raw(self.trainer(rank)), signal).unwrap();
     }
 
-    pub fn output(&self) -> String {
+    pub(crate) fn output(&self) -> String {
         fs::read_to_string(self.folder.join("stdout")).unwrap()
     }
 
     /// What was left for the kubelet; nothing if it is not there.
-    pub fn word(&self) -> Option<Value> {
+    pub(crate) fn word(&self) -> Option<Value> {
         serde_json::from_slice(&fs::read(self.folder.join("termination")).ok()?).ok()
     }
 
     /// Waits for the end; the code for the container.
-    pub fn code(&mut self) -> i32 {
+    pub(crate) fn code(&mut self) -> i32 {
         let status: ExitStatus =
             wait_for("the supervisor ends", || self.process.try_wait().unwrap());
         status.code().unwrap()
     }
 
-    pub fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         self.process.try_wait().unwrap().is_none()
     }
 }
@@ -416,17 +416,32 @@ impl Drop for Agent {
     }
 }
 
-pub fn block_on<T>(work: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
 /// Status and text of the answer.
-pub fn get(url: &str, token: Option<&str>) -> (u16, String) {
+pub(crate) fn get(url: &str, token: Option<&str>) -> (u16, String) {
     answer(reqwest::Client::new().get(url), token)
 }
 
-pub fn post(url: &str, token: Option<&str>, body: Vec<u8>) -> (u16, String) {
+pub(crate) fn post(url: &str, token: Option<&str>, body: Vec<u8>) -> (u16, String) {
     answer(reqwest::Client::new().post(url).body(body), token)
+}
+
+/// Answers to so many requests, all sent at the same time.
+pub(crate) fn at_once(
+    count: u32,
+    request: impl Fn(&reqwest::Client, u32) -> reqwest::RequestBuilder,
+) -> Vec<(u16, String)> {
+    let client = reqwest::Client::new();
+    block_on(futures::future::join_all((0..count).map(|i| {
+        let request = request(&client, i);
+        async {
+            let answer = request.send().await.unwrap();
+            (answer.status().as_u16(), answer.text().await.unwrap())
+        }
+    })))
 }
 
 fn answer(request: reqwest::RequestBuilder, token: Option<&str>) -> (u16, String) {

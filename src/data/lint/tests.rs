@@ -248,6 +248,25 @@ fn lengths() {
 }
 
 #[test]
+fn lengths_alone_are_the_same_and_need_no_pictures() {
+    let folder = folder();
+    let model = folder.path().join("model");
+    fs::create_dir(&model).unwrap();
+    tokenizer::write_byte_vocabulary(&model.join("qwen.tiktoken")).unwrap();
+    let missing = QUESTION.replace("a.png", "b.png");
+    let train = write(&folder, "train.json", &[(QUESTION, ANSWER), (&missing, ANSWER)]);
+    let all = Options::new(Some(model), 2048);
+    let short = Options { lengths_only: true, ..all.clone() };
+    let [all, short] = [all, short].map(|options| lint(&[train.clone()], &options).unwrap());
+    assert!(all.blocks() && !short.blocks());
+    assert_eq!(all.files[0].max_tokens, short.files[0].max_tokens);
+    assert!(0 < short.files[0].max_tokens);
+    fs::write(&train, "no list").unwrap();
+    let broken = Options { lengths_only: true, ..Options::new(None, 2048) };
+    assert!(lint(&[train], &broken).unwrap().blocks());
+}
+
+#[test]
 fn many_findings_are_counted_and_some_kept() {
     let samples = vec![("q", ""); 200];
     let folder = folder();
