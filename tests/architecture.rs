@@ -133,6 +133,8 @@ const LONG: &[(&str, &str)] = &[
     ("src/train/reduce.rs", "the tree, its proof by tests beside it"),
     ("src/train/run.rs", "the loop of a rank from top to bottom"),
     ("src/train/selftest/golden.rs", "one comparison per tolerance layer"),
+    ("tests/logs.rs", "the log contract from every side, with one collector"),
+    ("tests/pods/bench.rs", "cluster, job, broker, collector and supervisor of these tests"),
     ("tests/simgpu/src/scenario.rs", "the scenario format, most of it documentation"),
 ];
 

@@ -231,7 +231,8 @@ impl Pauses {
     fn new(test: &str) -> Self {
         let given = env::var("QVL_SEED").ok().map(|seed| seed.parse().unwrap());
         let seed = given.unwrap_or_else(now_ms);
-        writeln!(std::io::stderr(), "{test}: QVL_SEED={seed}").unwrap();
+        let mut err = std::io::stderr();
+        writeln!(err, "{test}: QVL_SEED={seed}").unwrap();
         Pauses(seed)
     }
 
