@@ -25,8 +25,11 @@ const LARGE: u64 = BLOCK as u64;
 /// Each direction is measured for so long, or with so many bytes.
 const SPEED_TIME: Duration = Duration::from_millis(200);
 const SPEED_BYTES: u64 = 64 << 20;
-/// A name must be found within this time.
-const NAME: Duration = Duration::from_secs(2);
+/// A name must be found within this time: that of a new pod may be unknown for some seconds, and
+/// DNS remembers for as long that it did not know it.
+const NAME: Duration = Duration::from_secs(8);
+/// Pause between two questions.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Tests the way to each of them, one after another: all pods begin with their next neighbours, so
 /// that each tests one way and is tested on one at a time.
@@ -155,6 +158,17 @@ fn pull(mut stream: &TcpStream, bytes: u64, time: Duration) -> io::Result<u64> {
 
 /// Whether a name leads to an address; what is wrong if it does not.
 pub(super) fn look_up(name: &str, expected: &str) -> Option<String> {
+    let until = Instant::now() + NAME;
+    loop {
+        let wrong = ask(name, expected, until)?;
+        if until <= Instant::now() + ASK_AGAIN {
+            return Some(wrong);
+        }
+        thread::sleep(ASK_AGAIN);
+    }
+}
+
+fn ask(name: &str, expected: &str, until: Instant) -> Option<String> {
     let (sender, receiver) = channel();
     let asked = name.to_owned();
     // The resolver cannot be told how long to wait.
@@ -163,7 +177,8 @@ pub(super) fn look_up(name: &str, expected: &str) -> Option<String> {
         // Nobody listens once it took too long.
         let _told = sender.send(found.map(|all| all.map(|one| one.ip().to_string()).collect()));
     });
-    let found: Vec<String> = match receiver.recv_timeout(NAME) {
+    let left = until.saturating_duration_since(Instant::now());
+    let found: Vec<String> = match receiver.recv_timeout(left) {
         Ok(Ok(found)) => found,
         Ok(Err(error)) => return Some(format!("DNS does not know `{name}`: {error}")),
         Err(_late) => {
