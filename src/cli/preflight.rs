@@ -119,7 +119,8 @@ fn blame(result: &CheckResult, storage: &[Storage], cluster: &Cluster) -> Traine
         return TrainerExit::Preflight;
     }
     match result.rule.id {
-        "data-unusable" => TrainerExit::Data,
+        "data-unusable" | "weights-are-pointers" => TrainerExit::Data,
+        "weights-missing" => TrainerExit::InputMissing,
         "storage-unwritable" if storage.iter().any(is_missing) => TrainerExit::InputMissing,
         "storage-unwritable" | "disk-short" => {
             let at = |place| storage.iter().find(move |folder| folder.place == place);
@@ -158,6 +159,10 @@ mod tests {
             free_inodes: None,
             readable: works,
             writable: works,
+            kind: None,
+            bytes: None,
+            fingerprint: None,
+            weights: None,
         }
     }
 
@@ -206,6 +211,8 @@ mod tests {
             ("storage-unwritable", vec![output.clone(), temporary], true, TrainerExit::Preflight),
             ("disk-short", vec![output.clone()], true, TrainerExit::CheckpointIo),
             ("disk-short", vec![output], false, TrainerExit::Preflight),
+            ("weights-missing", vec![fine.clone()], true, TrainerExit::InputMissing),
+            ("weights-are-pointers", vec![fine.clone()], true, TrainerExit::Data),
             ("gpu-lost", vec![fine], true, TrainerExit::Preflight),
         ];
         for (id, storage, claim, expected) in cases {
