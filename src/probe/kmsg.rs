@@ -219,7 +219,7 @@ fn xid(message: &str, time_us: u64) -> Option<XidEvent> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, io::Write};
+    use std::{fmt::Write as _, fs, io::Write as _};
 
     use super::*;
 
@@ -284,8 +284,8 @@ mod tests {
     fn a_flood_keeps_the_newest_and_what_is_rare() {
         let mut text = "4,0,1,-;NVRM: Xid (PCI:0000:3b:00): 79, rare\n".to_owned();
         for sequence in 1..=1000 {
-            text +=
-                &format!("4,{sequence},9,-;NVRM: Xid (PCI:0000:3b:00): 31, number {sequence}\n");
+            writeln!(text, "4,{sequence},9,-;NVRM: Xid (PCI:0000:3b:00): 31, number {sequence}")
+                .unwrap();
         }
         let (mut follower, _file, _root) = follow(&text);
         follower.poll();

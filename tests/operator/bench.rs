@@ -58,7 +58,7 @@ const END: &str = "<!-- end of operator -->\n";
 fn main() {
     let nodes = format!("nodes: [{{name: n1}}]\ncallsPerSecond: {CALLS_PER_SECOND}\n");
     let topology = Topology::parse(&nodes, Path::new("nodes.yaml")).unwrap();
-    let cluster = TestCluster::with("operator-bench", topology);
+    let cluster = TestCluster::with("opbench", topology);
     cluster.run("cordon n1");
     must(cluster.simulate(Simulation { nodes: NODES, pods_end: false, tainted: false }));
     cluster.create(&fs::read_to_string("manifests/crds.yaml").unwrap());

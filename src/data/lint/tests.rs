@@ -257,7 +257,8 @@ fn lengths_alone_are_the_same_and_need_no_pictures() {
     let train = write(&folder, "train.json", &[(QUESTION, ANSWER), (&missing, ANSWER)]);
     let all = Options::new(Some(model), 2048);
     let short = Options { lengths_only: true, ..all.clone() };
-    let [all, short] = [all, short].map(|options| lint(&[train.clone()], &options).unwrap());
+    let [all, short] =
+        [all, short].map(|options| lint(std::slice::from_ref(&train), &options).unwrap());
     assert!(all.blocks() && !short.blocks());
     assert_eq!(all.files[0].max_tokens, short.files[0].max_tokens);
     assert!(0 < short.files[0].max_tokens);
