@@ -271,5 +271,5 @@ fn a_port_that_is_taken_and_peers_that_never_come() {
         .is(75, &["the port is taken by another process", "choose another MASTER_PORT"]);
     drop(taken);
     case.rank("0", port).is(80, &["rank 1 did not join", "read the log of rank 1"]);
-    case.rank("1", port).is(75, &["rank 1 did not reach rank 0", "MASTER_ADDR and MASTER_PORT"]);
+    case.rank("1", port).is(80, &["rank 1 did not reach rank 0", "MASTER_ADDR and MASTER_PORT"]);
 }

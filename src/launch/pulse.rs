@@ -168,7 +168,12 @@ impl Pulse {
         if limit <= seconds {
             return Verdict::Stalled(silence);
         }
-        if beat.in_loop && !self.warned && WARN_FLOOR.max(WARN_AT * median) < seconds {
+        let usual_is_known = !self.recent.is_empty();
+        if beat.in_loop
+            && usual_is_known
+            && !self.warned
+            && WARN_FLOOR.max(WARN_AT * median) < seconds
+        {
             self.warned = true;
             return Verdict::Slow(silence);
         }

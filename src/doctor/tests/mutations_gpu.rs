@@ -68,7 +68,9 @@ pub(super) const GPU: &[(&str, Mutation)] = &[
         change(&mut first(s).system.allowed_cpus, |cpus| *cpus = vec![(32, 63)]);
     }),
     ("rdma-far-from-gpu", |s, _d| {
-        change(&mut first(s).network.rdma_ports, |ports| ports[0].numa_node = Some(1));
+        change(&mut first(s).network.rdma_ports, |ports| {
+            ports.iter_mut().take(1).for_each(|port| port.numa_node = Some(1));
+        });
     }),
     ("p2p-broken", |s, d| {
         d.ranks = Some(6);

@@ -13,8 +13,11 @@ use crate::{
 };
 
 /// Changes the card of the first node.
-fn card(snapshot: &mut Snapshot, f: impl FnOnce(&mut RdmaPort)) {
-    change(&mut first(snapshot).network.rdma_ports, |ports| f(&mut ports[0]));
+fn card(snapshot: &mut Snapshot, f: impl FnMut(&mut RdmaPort)) {
+    // Another change may have taken it away.
+    change(&mut first(snapshot).network.rdma_ports, |ports| {
+        ports.first_mut().into_iter().for_each(f);
+    });
 }
 
 /// Changes the interface of the first node that reaches the others.
@@ -41,7 +44,7 @@ pub(super) const NETWORK: &[(&str, Mutation)] = &[
     ("rdma-port-down", |s, _d| {
         // A second port, so that the first still carries traffic.
         change(&mut first(s).network.rdma_ports, |ports| {
-            let mut down = ports[0].clone();
+            let Some(mut down) = ports.first().cloned() else { return };
             (down.port, down.state) = (2, "DOWN".to_owned());
             ports.push(down);
         });
@@ -60,8 +63,9 @@ pub(super) const NETWORK: &[(&str, Mutation)] = &[
         let gid = |kind: &str| vec![Gid { index: 3, kind: kind.to_owned() }];
         all(s, |node| {
             change(&mut node.network.rdma_ports, |ports| {
-                "Ethernet".clone_into(&mut ports[0].link_layer);
-                ports[0].gids = gid("RoCE v2");
+                let Some(port) = ports.first_mut() else { return };
+                "Ethernet".clone_into(&mut port.link_layer);
+                port.gids = gid("RoCE v2");
             });
         });
         card(s, |port| port.gids = gid("IB/RoCE v1"));
