@@ -114,7 +114,6 @@ impl Fleet {
         let lines = words(&text);
         for expected in [
             "NODE VERDICT GPUS PRODUCT MEMORY DRIVER REPORTED WHY",
-            "n1 ok 2 NVIDIA A100-SXM4-80GB 80.0 GiB 570.124.06 ago -",
             "n2 FAIL 2 NVIDIA A100-SXM4-80GB 80.0 GiB 535.104.05 ago ptx-too-new",
             "n3 FAIL 2 NVIDIA A100-SXM4-40GB 40.0 GiB 570.124.06 ago memory-too-small",
             "boxes: 4 ranks do not fit without n2, n3; at most 2 ranks fit, as 1x2",
@@ -126,6 +125,11 @@ impl Fleet {
         ] {
             assert!(lines.iter().any(|line| line == expected), "no line `{expected}` in\n{text}");
         }
+        // This machine may be busy, or its clock not be set: warnings of the real n1.
+        let row = "2 NVIDIA A100-SXM4-80GB 80.0 GiB 570.124.06 ago";
+        let good = [format!("n1 ok {row}"), format!("n1 WARN {row}")];
+        let found = lines.iter().any(|line| good.iter().any(|good| line.starts_with(good)));
+        assert!(found, "{text}");
         let (_code, text) = self.doctor(&[
             "--job",
             &self.path("job.yaml"),

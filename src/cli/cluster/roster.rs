@@ -34,11 +34,13 @@ pub(crate) struct Roster {
     pub trainer: bool,
 }
 
-/// The shape that a job would have if the whole cluster were free and healthy.
+/// The shape that a job would have if the whole cluster were free and healthy; the largest that
+/// fits, if it does not.
 pub(crate) fn shape(nodes: &[Node], job: &FineTuneJob) -> Option<Shape> {
     match fit(nodes, job, &BTreeSet::new())? {
-        Fit::Now(Placement { shape, .. }) => Some(shape),
-        Fit::Later { .. } | Fit::Never { .. } => None,
+        Fit::Now(Placement { shape, .. })
+        | Fit::Later { placement: Placement { shape, .. }, .. } => Some(shape),
+        Fit::Never { largest } => largest,
     }
 }
 
@@ -243,7 +245,7 @@ mod tests {
         let lines: Vec<String> = told.lines().map(line).collect();
         for expected in [
             "NODE VERDICT GPUS PRODUCT MEMORY DRIVER REPORTED WHY",
-            "n1 ok 8 NVIDIA H100 80GB HBM3 79.6 GiB 570.124.06 60s ago -",
+            "n1 WARN 8 NVIDIA H100 80GB HBM3 79.6 GiB 570.124.06 60s ago rdma-far-from-gpu",
             "n2 FAIL 8 NVIDIA H100 80GB HBM3 79.6 GiB 570.124.06 60s ago xid-seen",
             "n3 UNKNOWN - - - - 3h0m ago node-missing",
             "n4 UNKNOWN - - - - never node-missing",
