@@ -34,13 +34,12 @@ pub(crate) struct Roster {
     pub trainer: bool,
 }
 
-/// The shape that a job would have if the whole cluster were free and healthy, or the largest that
-/// fits then.
+/// The shape that a job would have if the whole cluster were free and healthy; the largest that
+/// fits, if it does not.
 pub(crate) fn shape(nodes: &[Node], job: &FineTuneJob) -> Option<Shape> {
     match fit(nodes, job, &BTreeSet::new())? {
-        Fit::Now(Placement { shape, .. }) => Some(shape),
-        Fit::Later { .. } => None,
-        // Nodes are judged for what they could hold of it.
+        Fit::Now(Placement { shape, .. })
+        | Fit::Later { placement: Placement { shape, .. }, .. } => Some(shape),
         Fit::Never { largest } => largest,
     }
 }

@@ -76,7 +76,7 @@ fn device(bus: &Path, driver: &Scenario, gpu: usize) -> Result<(), Error> {
         put(&folder.join(file), format!("{text}\n").as_bytes())?;
     }
     let bound = folder.join("driver");
-    symlink("/sys/bus/pci/drivers/nvidia", &bound).at("write", &bound)?;
+    symlink("/sys/bus/pci/drivers/nvidia", &bound).at("link", &bound)?;
     // A GPU that has fallen off the bus answers every read with ones.
     let mut config = if driver.gpus[gpu].lost { [0xff; 64] } else { [0; 64] };
     if !driver.gpus[gpu].lost {
