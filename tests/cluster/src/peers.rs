@@ -101,7 +101,7 @@ impl Cluster {
             "rollout",
             "status",
             "deployment/kueue-controller-manager",
-            "--timeout=120s",
+            "--timeout=300s",
         ])?;
         // It is ready a moment before its webhooks are.
         self.wait("Kueue's webhooks do not answer", Duration::from_secs(60), || {
