@@ -165,7 +165,7 @@ pub(super) fn resume(args: &ResumeArgs) -> Result<ExitStatus, CliError> {
 }
 
 /// The first problem of the data that stops a launch, and how many there are.
-fn refuse_bad_data(planned: &plan::Plan) -> Result<(), CliError> {
+pub(super) fn refuse_bad_data(planned: &plan::Plan) -> Result<(), CliError> {
     let blocks = |finding: &&Finding| finding.severity == Severity::Block;
     let Some(first) = planned.data.findings.iter().find(blocks) else { return Ok(()) };
     let sample =

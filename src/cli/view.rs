@@ -282,9 +282,8 @@ pub(super) fn clock(seconds: f64) -> String {
 
 /// The numbers of an evaluation in one line.
 pub(super) fn summary(metrics: &EvalMetrics) -> String {
-    let share = |name: &str, value: Option<Interval>| {
-        value.map(|Interval { value, low, high }| format!("{name} {value:.3} ({low:.3}-{high:.3})"))
-    };
+    let share =
+        |name: &str, value: Option<Interval>| value.map(|interval| format!("{name} {interval}"));
     let parts = [
         share("Acc@0.5", metrics.acc_at_50),
         share("IoU", metrics.mean_iou),

@@ -1,6 +1,6 @@
 //! The event stream of a trainer, version 1: one JSON object per line.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -111,4 +111,10 @@ pub struct Interval {
     pub value: f64,
     pub low: f64,
     pub high: f64,
+}
+
+impl fmt::Display for Interval {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:.3} ({:.3}-{:.3})", self.value, self.low, self.high)
+    }
 }

@@ -17,8 +17,11 @@ use super::{
     trouble::JOBS,
 };
 use crate::{
-    cli::{CliError, doctor, launch::Output, plan as job_plan},
-    data::lint::Severity,
+    cli::{
+        CliError, doctor,
+        launch::{Output, refuse_bad_data},
+        plan as job_plan,
+    },
     doctor::Sizes,
     job::{FineTuneJob, JobSpec, Method, pod_paths},
     wire::ExitStatus,
@@ -212,15 +215,7 @@ fn local_part(
         return Ok(None);
     }
     let planned = job_plan::make(job.clone(), folder)?;
-    let blocking = planned.data.findings.iter().find(|finding| finding.severity == Severity::Block);
-    if let Some(finding) = blocking {
-        let what = format!("{} `{}`: {}", finding.file, finding.sample, finding.what);
-        return Err(CliError::new(
-            ExitStatus::Blocked,
-            format!("the training data has problems: {what}"),
-        )
-        .hint("`qvl data lint` shows all of them"));
-    }
+    refuse_bad_data(&planned)?;
     let steps = planned.steps.total_steps;
     let memory = job_plan::human(planned.memory.total());
     writeln!(out, "local   {steps} steps, {memory} per rank; data has no blocking problem")?;

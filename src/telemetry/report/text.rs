@@ -36,10 +36,7 @@ fn line(label: &str, metrics: &EvalMetrics, width: usize) -> String {
 }
 
 fn share(value: Option<Interval>) -> String {
-    value.map_or_else(
-        || "-".to_owned(),
-        |Interval { value, low, high }| format!("{value:.3} ({low:.3}-{high:.3})"),
-    )
+    value.map_or_else(|| "-".to_owned(), |interval| interval.to_string())
 }
 
 #[cfg(test)]

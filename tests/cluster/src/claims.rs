@@ -11,6 +11,7 @@ use std::{
 use crate::{
     cluster::Cluster,
     error::{At, Error},
+    places::Places,
 };
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -33,27 +34,13 @@ impl Cluster {
         let folder = self.places().volumes().join(&volume);
         for (from, to) in files {
             let to = folder.join(to);
-            copy(from, &to).at("copy", from)?;
+            Places::make(to.parent().unwrap_or(&folder))?;
+            Places::copy(from, &to)?;
         }
         // Pods are not root, and the kubelet does not change the owner of a hostPath volume.
         open_up(&folder).at("open", &folder)?;
         Ok(folder)
     }
-}
-
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    if !from.is_dir() {
-        if let Some(parent) = to.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        return fs::copy(from, to).map(|_bytes| ());
-    }
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        copy(&entry.path(), &to.join(entry.file_name()))?;
-    }
-    Ok(())
 }
 
 fn open_up(path: &Path) -> io::Result<()> {

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -173,17 +173,9 @@ impl Cluster {
         &self,
         what: &str,
         limit: Duration,
-        mut done: impl FnMut() -> bool,
+        done: impl FnMut() -> bool,
     ) -> Result<(), Error> {
-        let begin = Instant::now();
-        while !done() {
-            if limit < begin.elapsed() {
-                let (what, log) = (what.to_owned(), self.places.logs());
-                return Err(Error::Timeout { what, limit, log });
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-        Ok(())
+        self.places.wait(what, limit, Duration::from_millis(100), done)
     }
 
     fn prepare(&self) -> Result<(), Error> {

@@ -163,11 +163,8 @@ fn on(cluster: &Cluster, command: &OnCluster) -> Result<(), Error> {
             None => images::product(cluster, &images::release_folder()?)?,
         },
         OnCluster::Claim { name, files } => {
-            let pair = |file: &String| {
-                let (from, to) = file.split_once(':').unwrap_or((file, file));
-                (PathBuf::from(from), PathBuf::from(to))
-            };
-            let folder = cluster.claim(name, &files.iter().map(pair).collect::<Vec<_>>())?;
+            let files: Vec<_> = files.iter().map(|file| from_to(file)).collect();
+            let folder = cluster.claim(name, &files)?;
             say(&format!("claim {name}: {}", folder.display()));
         }
         OnCluster::Kwok { count } => cluster.kwok(*count)?,
@@ -239,10 +236,16 @@ fn build(name: &str, files: &[String], entrypoint: &[String]) -> Result<Image, E
     let programs: Vec<PathBuf> = programs.into_iter().map(PathBuf::from).collect();
     let mut image = Image::of_programs(name, &words, &programs)?;
     for file in moved {
-        let (from, to) = file.split_once(':').unwrap_or((file, file));
-        image.add(&PathBuf::from(from), Some(&PathBuf::from(to)))?;
+        let (from, to) = from_to(file);
+        image.add(&from, Some(&to))?;
     }
     Ok(image)
+}
+
+/// `FROM:TO`, or one path for both.
+fn from_to(file: &str) -> (PathBuf, PathBuf) {
+    let (from, to) = file.split_once(':').unwrap_or((file, file));
+    (from.into(), to.into())
 }
 
 fn make(name: &str, image: &Image, output: Option<&PathBuf>) -> Result<(), Error> {

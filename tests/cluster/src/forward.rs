@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::sched::CloneFlags;
@@ -29,17 +29,9 @@ pub(crate) fn start(places: &Places) -> Result<(), Error> {
     let mut forwarder = Command::new(places.run().join("qvl-cluster"));
     forwarder.args(["--name", places.name(), "forward"]);
     daemon::start(places, "forwarder", &mut forwarder)?;
-    let begin = Instant::now();
-    let port = loop {
-        if let Ok(port) = fs::read_to_string(&port_file) {
-            break port;
-        }
-        if LIMIT < begin.elapsed() {
-            let what = "the forwarder does not listen".to_owned();
-            return Err(Error::Timeout { what, limit: LIMIT, log: places.logs() });
-        }
-        thread::sleep(Duration::from_millis(10));
-    };
+    let pause = Duration::from_millis(10);
+    places.wait("the forwarder does not listen", LIMIT, pause, || port_file.exists())?;
+    let port = fs::read_to_string(&port_file).at("read", &port_file)?;
     let server = format!("https://127.0.0.1:{port}");
     pki::kubeconfig(&places.pki(), "admin", &server, &places.kubeconfig())
 }

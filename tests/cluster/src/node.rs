@@ -5,8 +5,7 @@ use std::{
     os::unix::{fs::symlink, net::UnixStream},
     path::Path,
     process::Command,
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::{
@@ -123,7 +122,7 @@ pub(crate) fn device_plugin(places: &Places, node: &str) -> Result<(), Error> {
     // It registers once when it starts, and gives up for half a minute if nobody listens. The
     // socket of an earlier life may still be there.
     let socket = Path::new("/var/lib/kubelet/device-plugins/kubelet.sock");
-    wait(places, "the kubelet's device socket", || UnixStream::connect(socket).is_ok())?;
+    answers(places, "the kubelet's device socket", socket)?;
     let mut plugin = Command::new(places.program("nvidia-device-plugin"));
     plugin
         .args(["--device-discovery-strategy=nvml", "--device-list-strategy=envvar"])
@@ -173,7 +172,7 @@ fn containerd(places: &Places, node: &str) -> Result<(), Error> {
         .env("PATH", format!("{}:{path}:/usr/sbin:/sbin", places.bin().display()));
     daemon::start(places, &format!("containerd-{node}"), &mut containerd)?;
     let socket = Path::new("/run/containerd/containerd.sock");
-    wait(places, "containerd", || UnixStream::connect(socket).is_ok())
+    answers(places, "containerd", socket)
 }
 
 fn proxy(places: &Places, topology: &Topology, node: &str) -> Result<(), Error> {
@@ -190,14 +189,8 @@ fn proxy(places: &Places, topology: &Topology, node: &str) -> Result<(), Error> 
     daemon::start(places, &format!("proxy-{node}"), &mut proxy)
 }
 
-fn wait(places: &Places, what: &str, mut done: impl FnMut() -> bool) -> Result<(), Error> {
-    let begin = Instant::now();
-    while !done() {
-        if LIMIT < begin.elapsed() {
-            let what = format!("{what} does not answer");
-            return Err(Error::Timeout { what, limit: LIMIT, log: places.logs() });
-        }
-        thread::sleep(Duration::from_millis(30));
-    }
-    Ok(())
+/// Waits until somebody listens.
+fn answers(places: &Places, who: &str, socket: &Path) -> Result<(), Error> {
+    let what = format!("{who} does not answer");
+    places.wait(&what, LIMIT, Duration::from_millis(30), || UnixStream::connect(socket).is_ok())
 }

@@ -3,6 +3,8 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use crate::error::{At, Error};
@@ -114,6 +116,39 @@ impl Places {
     /// Makes a folder.
     pub(crate) fn make(folder: &Path) -> Result<(), Error> {
         fs::create_dir_all(folder).at("make the folder", folder)
+    }
+
+    /// Copies a file, or a folder with all in it. What is read-only there is not here.
+    pub(crate) fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+        if !from.is_dir() {
+            let bytes = fs::read(from).at("read", from)?;
+            return fs::write(to, bytes).at("write", to);
+        }
+        Places::make(to)?;
+        for entry in fs::read_dir(from).at("read", from)? {
+            let entry = entry.at("read", from)?;
+            Places::copy(&entry.path(), &to.join(entry.file_name()))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until `done`, which is asked after each `pause`, or says `what` is wrong.
+    pub(crate) fn wait(
+        &self,
+        what: &str,
+        limit: Duration,
+        pause: Duration,
+        mut done: impl FnMut() -> bool,
+    ) -> Result<(), Error> {
+        let begin = Instant::now();
+        while !done() {
+            if limit < begin.elapsed() {
+                let (what, log) = (what.to_owned(), self.logs());
+                return Err(Error::Timeout { what, limit, log });
+            }
+            thread::sleep(pause);
+        }
+        Ok(())
     }
 }
 

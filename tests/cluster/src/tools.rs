@@ -175,27 +175,11 @@ fn share(
     if target.exists() {
         fs::remove_dir_all(&target).at("remove", &target)?;
     }
-    copy(&source, &target)?;
+    Places::copy(&source, &target)?;
     fs::write(&stamp, wanted).at("write", &stamp)
 }
 
 fn sums(module: &str) -> Result<String, Error> {
     let path = folder(module).join("go.sum");
     fs::read_to_string(&path).at("read", path)
-}
-
-/// Copies a folder; files of the module cache are read-only, their copies are not.
-fn copy(from: &Path, to: &Path) -> Result<(), Error> {
-    Places::make(to)?;
-    for entry in fs::read_dir(from).at("read", from)? {
-        let entry = entry.at("read", from)?.path();
-        let target = to.join(entry.file_name().unwrap_or_default());
-        if entry.is_dir() {
-            copy(&entry, &target)?;
-        } else {
-            let bytes = fs::read(&entry).at("read", &entry)?;
-            fs::write(&target, bytes).at("write", &target)?;
-        }
-    }
-    Ok(())
 }
