@@ -134,6 +134,32 @@ def fabric(device):
     return {"state": info.state, "status": info.status, "health_mask": info.healthMask}
 
 
+def nvlink_errors(device):
+    names = {
+        "replays": NVML_NVLINK_ERROR_DL_REPLAY,
+        "recoveries": NVML_NVLINK_ERROR_DL_RECOVERY,
+        "crc": NVML_NVLINK_ERROR_DL_CRC_FLIT,
+    }
+    active = [link["link"] for link in nvlinks(device) if link["active"]]
+    if not active:
+        raise NVMLError(NVML_ERROR_NOT_SUPPORTED)
+
+    def total(counter):
+        return sum(nvmlDeviceGetNvLinkErrorCounter(device, link, counter) for link in active)
+
+    return {name: total(counter) for name, counter in names.items()}
+
+
+def sram_threshold_exceeded(device):
+    status = c_nvmlEccSramErrorStatus_v1_t()
+    status.version = nvmlEccSramErrorStatus_v1
+    try:
+        nvmlDeviceGetSramEccErrorStatus(device, ctypes.byref(status))
+    except NVMLError_FunctionNotFound:  # drivers before 550
+        raise NVMLError(NVML_ERROR_NOT_SUPPORTED)
+    return bool(status.bThresholdExceeded)
+
+
 def recovery_action(device):
     value = nvmlDeviceGetFieldValues(device, [NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])[0]
     if value.nvmlReturn != NVML_SUCCESS:
@@ -173,6 +199,11 @@ def gpu(device):
         "pcie_generation": ask(generation, device),
         "pcie_replays": ask(nvmlDeviceGetPcieReplayCounter, device),
         "nvlinks": ask(nvlinks, device),
+        "nvlink_errors": ask(nvlink_errors, device),
+        "sram_threshold_exceeded": ask(sram_threshold_exceeded, device),
+        "virtualization": ask(nvmlDeviceGetVirtualizationMode, device),
+        "display_active": ask(lambda: bool(nvmlDeviceGetDisplayActive(device))),
+        "bar1_bytes": ask(lambda: nvmlDeviceGetBAR1MemoryInfo(device).bar1Total),
         "fabric": ask(fabric, device),
         "recovery_action": ask(recovery_action, device),
     }
