@@ -3,6 +3,7 @@
 //! `docs/logs.md` says what is promised and what the files look like.
 
 pub mod auth;
+pub mod body;
 pub mod collector;
 pub mod merge;
 pub mod segment;

@@ -11,7 +11,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    body::{Bytes, to_bytes},
+    body::Bytes,
     extract::{ConnectInfo, Path, Request, State},
     http::{Extensions, HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
@@ -28,6 +28,7 @@ use super::gang::{self, Gangs};
 use crate::{
     logs::{
         auth::{self, Auth},
+        body::{self, Unread},
         strangers::Strangers,
     },
     wire::sync::{SYNC_LIMIT, SYNC_PATH, SyncReply, SyncRequest},
@@ -247,20 +248,23 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 async fn body(request: Request) -> Result<Bytes, Refused> {
-    let read = tokio::time::timeout(BODY_TIME, to_bytes(request.into_body(), SYNC_LIMIT)).await;
-    match read {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(_)) => Err(Refused::new(
+    body::read(request, SYNC_LIMIT, BODY_TIME).await.map_err(|unread| match unread {
+        Unread::TooLarge => Refused::new(
             StatusCode::PAYLOAD_TOO_LARGE,
-            format!("the request has more than {SYNC_LIMIT} bytes, or broke off"),
+            format!("the request has more than {SYNC_LIMIT} bytes"),
             "only `qvl agent rank` speaks to this address",
-        )),
-        Err(_) => Err(Refused::new(
+        ),
+        Unread::TooSlow => Refused::new(
             StatusCode::REQUEST_TIMEOUT,
             "the request did not arrive in time",
             "check the network between pod and operator",
-        )),
-    }
+        ),
+        Unread::Broken => Refused::new(
+            StatusCode::BAD_REQUEST,
+            "the request broke off",
+            "check the network between pod and operator",
+        ),
+    })
 }
 
 fn refused(refusal: &gang::Refusal) -> Refused {

@@ -26,7 +26,10 @@ use super::{
     read::{self, Query, Reader},
     store::StoreError,
 };
-use crate::logs::auth::{Caller, Refusal};
+use crate::logs::{
+    auth::{Caller, Refusal},
+    body::{self, Unread},
+};
 
 /// Largest segment that is taken.
 pub const SEGMENT_LIMIT: usize = 4 << 20;
@@ -214,22 +217,11 @@ fn peer(extensions: &Extensions) -> Option<IpAddr> {
 }
 
 async fn body(request: Request) -> Result<Bytes, Refused> {
-    let length = request.headers().get(header::CONTENT_LENGTH);
-    let length = length.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if length.is_some_and(|length| SEGMENT_LIMIT < length) {
-        return Err(Refused::TooLarge);
-    }
-    let body = axum::body::to_bytes(request.into_body(), SEGMENT_LIMIT);
-    match tokio::time::timeout(BODY_WITHIN, body).await {
-        Err(_elapsed) => Err(Refused::TooSlow),
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) => {
-            // Without a length in its head, only the body itself shows that it is too large.
-            let too_large =
-                error.source().is_some_and(|source| source.to_string().contains("limit"));
-            Err(if too_large { Refused::TooLarge } else { Refused::Broken })
-        }
-    }
+    body::read(request, SEGMENT_LIMIT, BODY_WITHIN).await.map_err(|unread| match unread {
+        Unread::TooLarge => Refused::TooLarge,
+        Unread::TooSlow => Refused::TooSlow,
+        Unread::Broken => Refused::Broken,
+    })
 }
 
 #[derive(Debug, Deserialize)]
