@@ -53,6 +53,8 @@ pub struct GangSpec {
     pub restarts: u32,
     /// Newest epoch that the job has had in earlier attempts, or as far as the status tells.
     pub epoch_floor: u32,
+    /// The Job itself replaces pods that leave, as it does for a queue: they are not lost.
+    pub replaces: bool,
 }
 
 /// Where a gang is.

@@ -187,6 +187,7 @@ fn register(observed: &Observed, steps: &mut Vec<Step>) {
             max_restarts: observed.job.spec.failure.max_restarts,
             restarts: observed.status().restarts.counted,
             epoch_floor: observed.status().epoch,
+            replaces: observed.job.spec.cluster.queue.is_some(),
         };
         steps.push(step(Action::RegisterGang(spec), "the broker has to expect its pods"));
     }

@@ -205,6 +205,14 @@ pub(super) fn unsupervised(rank: u32, step: u64) -> RankReport {
     }
 }
 
+/// The end of a rank whose pod was asked to leave, and is gone.
+pub(super) fn departed(rank: u32, step: u64) -> RankReport {
+    let exit = TrainerExit::Preempted;
+    let code = Some(i32::from(exit.code()));
+    let message = Some("left with its pod".to_owned());
+    RankReport { exit: Some(exit), code, message, hint: None, ..unsupervised(rank, step) }
+}
+
 /// The failure of a pod's own test: of its machine, or, by the exit code, of the job.
 pub(super) fn refused(
     rank: u32,

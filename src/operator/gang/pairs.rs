@@ -338,6 +338,7 @@ mod tests {
             max_restarts: 3,
             restarts: 0,
             epoch_floor: 0,
+            replaces: false,
         };
         gangs.register(gang::tests::key(), spec);
         gangs

@@ -80,6 +80,8 @@ struct World {
     crashed: BTreeMap<u32, BTreeSet<u32>>,
     tokens: BTreeMap<u32, String>,
     over: Option<bool>,
+    /// It is over because the words of a pod were lost for too long.
+    silence: bool,
 }
 
 impl World {
@@ -95,6 +97,7 @@ impl World {
             crashed: BTreeMap::new(),
             tokens: BTreeMap::new(),
             over: None,
+            silence: false,
         }
     }
 
@@ -198,7 +201,11 @@ impl World {
             }
             SyncReply::Rejoin => self.pods[index as usize].phase = PodPhase::Joining,
             SyncReply::Stop | SyncReply::Meet { .. } => panic!("nobody asked for it"),
-            SyncReply::Exit { success, .. } => self.over = Some(success),
+            SyncReply::Exit { success, .. } => {
+                self.over = Some(success);
+                let view = self.gangs.view(&key(), self.now).unwrap();
+                self.silence = view.phase == GangPhase::Lost;
+            }
         }
     }
 
@@ -254,7 +261,7 @@ proptest! {
             world.settles();
         }
         prop_assert!(
-            world.over.is_none_or(|success| success || !world.crashed.is_empty()),
+            world.over.is_none_or(|success| success || world.silence || !world.crashed.is_empty()),
             "it failed although nothing had"
         );
     }

@@ -41,6 +41,9 @@ impl Gang {
                 token: start.token.clone(),
             },
             (_, PodPhase::Joining) => SyncReply::Continue,
+            (_, PodPhase::Running { .. } | PodPhase::Ended { .. }) if self.has_lost(now) => {
+                SyncReply::Exit { success: false, code: TrainerExit::PeerLost.code() }
+            }
             (Round::Live { .. }, PodPhase::Running { .. }) if current => self.save_or_go_on(),
             (Round::Ending { since }, PodPhase::Running { .. }) if current => {
                 self.end_or_wait(now.saturating_duration_since(*since))

@@ -23,6 +23,9 @@ use crate::{
 pub(super) const REPORTS: Duration = Duration::from_secs(10);
 /// The same as long as only victims have reported: one that has not is to blame.
 const VICTIMS_REPORTS: Duration = Duration::from_secs(60);
+/// If nobody was heard for longer than this, the broker itself was deaf: its process or its machine
+/// stood still.
+const DEAF: Duration = Duration::from_secs(6);
 /// Steps whose median is the step time.
 const WINDOW: usize = 51;
 
@@ -86,6 +89,8 @@ pub(super) struct Gang {
     pub last_failure: Option<LastFailure>,
     pub notes: Vec<String>,
     pub first_heard: Option<Instant>,
+    /// Since when silence of a pod means something.
+    pub listening: Option<Instant>,
     /// When a step was reported last that is newer than those before.
     pub stepped: Option<Instant>,
     /// Pods that were replaced.
@@ -109,6 +114,7 @@ impl Gang {
             last_failure: None,
             notes: Vec::new(),
             first_heard: None,
+            listening: None,
             stepped: None,
             retired: BTreeSet::new(),
             recent: VecDeque::new(),
@@ -121,10 +127,15 @@ impl Gang {
     pub(super) fn record(&mut self, now: Instant, request: &SyncRequest) -> Result<(), Refusal> {
         self.check_sequence(request)?;
         self.first_heard.get_or_insert(now);
+        let newest = self.pods.values().map(|pod| pod.heard).max();
+        if newest.is_none_or(|newest| DEAF < now.saturating_duration_since(newest)) {
+            self.listening = Some(now);
+        }
         self.round.get_or_insert(Round::Gathering { not_before: now });
         let old = self.pods.remove(&request.index);
         let same = old.as_ref().is_none_or(|pod| pod.request.pod_uid == request.pod_uid);
         let mut ran = old.as_ref().and_then(|pod| pod.ran);
+        let left = !same && old.as_ref().is_some_and(|pod| pod.request.leaving);
         let mut accounts = old.map_or_else(Vec::new, |pod| {
             if !same {
                 self.retired.insert(pod.request.pod_uid);
@@ -135,7 +146,13 @@ impl Gang {
         let live = matches!(self.round, Some(Round::Live { .. } | Round::Ending { .. }));
         if again && live && ran == Some(self.epoch) && accounts.is_empty() {
             let rank = request.index * self.spec.ranks_per_pod;
-            let report = blame::unsupervised(rank, self.progress.step);
+            let step = self.progress.step;
+            // One that was asked to leave may not have had the time to say how its ranks ended.
+            let report = if left && self.spec.replaces {
+                blame::departed(rank, step)
+            } else {
+                blame::unsupervised(rank, step)
+            };
             accounts.push(Account::new(report, now, &request.node));
         }
         if let PodPhase::Ended { epoch, ends } = &request.phase
@@ -320,7 +337,7 @@ impl Gang {
             return; // A pod that stays silent is lost; the operator sees to that.
         }
         let leaving = self.pods.values().any(|pod| pod.request.leaving);
-        if leaving && !self.stopping {
+        if leaving && !self.stopping && !self.spec.replaces {
             return; // Another attempt is needed, which the operator makes.
         }
         self.sentence(now);

@@ -15,6 +15,7 @@ pub(super) const SPEC: GangSpec = GangSpec {
     max_restarts: 3,
     restarts: 0,
     epoch_floor: 0,
+    replaces: false,
 };
 
 pub(super) fn key() -> Key {
@@ -348,46 +349,79 @@ fn a_pod_that_leaves_lets_all_save_and_then_counts_as_lost() {
     assert_eq!(view.last_failure, None, "nobody has failed");
 }
 
+/// A queue takes all pods away and gives room again much later.
 #[test]
 fn pods_that_come_back_after_a_preemption_start_again_and_nothing_counts() {
-    let mut told = Told::running();
-    for index in [0, 1] {
-        let ends = vec![
-            report(index * 2, TrainerExit::Preempted),
-            report(index * 2 + 1, TrainerExit::Preempted),
-        ];
-        let leaving =
-            SyncRequest { leaving: true, ..said(index, PodPhase::Ended { epoch: 1, ends }) };
-        assert_eq!(told.ask(&leaving), Ok(SyncReply::Continue));
+    let preempted = |rank| report(rank, TrainerExit::Preempted);
+    let ends = |index: u32| vec![preempted(index * 2), preempted(index * 2 + 1)];
+    // The second pod is too late to say how its ranks ended.
+    for says_all in [true, false] {
+        let mut told = Told::new();
+        told.gangs.register(key(), GangSpec { attempt: 2, replaces: true, ..SPEC });
+        let say = |told: &mut Told, uid: &str, index, leaving, phase| {
+            let pod_uid = format!("{uid}-{index}");
+            told.ask(&SyncRequest { attempt: 2, pod_uid, leaving, ..said(index, phase) }).unwrap()
+        };
+        for index in [0, 1, 0] {
+            say(&mut told, "old", index, false, PodPhase::Joining);
+        }
+        for leaving in [false, true] {
+            for index in [0, 1] {
+                say(&mut told, "old", index, leaving, PodPhase::Running { epoch: 1 });
+            }
+        }
+        say(&mut told, "old", 0, true, PodPhase::Ended { epoch: 1, ends: ends(0) });
+        if says_all {
+            say(&mut told, "old", 1, true, PodPhase::Ended { epoch: 1, ends: ends(1) });
+        }
+        for wait in [1, 20, 100] {
+            told.wait(wait);
+            assert_ne!(told.view().phase, GangPhase::Lost, "{says_all}, {wait} s");
+        }
+        let mut last = SyncReply::Continue;
+        for index in [1, 0, 1, 0] {
+            last = say(&mut told, "new", index, false, PodPhase::Joining);
+        }
+        assert!(matches!(last, SyncReply::Start { epoch: 2, .. }), "{says_all}: {last:?}");
+        let view = told.view();
+        assert_eq!((view.restarts, view.last_failure), (0, None), "{says_all}");
     }
-    for index in [0, 1] {
-        let anew =
-            SyncRequest { pod_uid: format!("new-{index}"), ..said(index, PodPhase::Joining) };
-        told.ask(&anew).unwrap();
-    }
-    let anew = SyncRequest { pod_uid: "new-0".to_owned(), ..said(0, PodPhase::Joining) };
-    assert!(matches!(told.ask(&anew), Ok(SyncReply::Start { epoch: 2, .. })));
-    let view = told.view();
-    assert_eq!((view.restarts, view.last_failure), (0, None));
 }
 
 #[test]
 fn a_silent_pod_is_lost_after_fifteen_seconds() {
     let mut told = Told::running();
-    told.wait(14);
-    told.say(0, PodPhase::Running { epoch: 1 });
-    assert_ne!(told.view().phase, GangPhase::Lost);
+    for wait in [5, 5, 4] {
+        told.wait(wait);
+        assert_eq!(told.say(0, PodPhase::Running { epoch: 1 }), SyncReply::Continue);
+        assert_ne!(told.view().phase, GangPhase::Lost);
+    }
     told.wait(1);
-    told.ended(1, vec![victim(0, 3), victim(1, 3)]);
+    // Its ranks wait for those of the other pod, and nothing can be saved without them.
+    let peer_lost = exit(false, TrainerExit::PeerLost.code());
+    assert_eq!(told.say(0, PodPhase::Running { epoch: 1 }), peer_lost);
+    assert_eq!(told.ended(1, vec![victim(0, 3), victim(1, 3)]), peer_lost);
     let view = told.view();
     assert_eq!((view.phase, view.silent_pods), (GangPhase::Lost, vec![1]));
     let last = view.last_failure.unwrap();
     assert_eq!((last.class.as_str(), last.rank, last.node.as_str()), ("lost", 2, "node-1"));
-    told.wait(100);
-    assert_eq!(told.ended(1, vec![victim(0, 3), victim(1, 3)]), SyncReply::Continue);
     assert_eq!(told.view().restarts, 0, "nobody alive is blamed");
     // It was only cut off, and comes back.
+    told.wait(2);
     assert_eq!(told.say(1, PodPhase::Running { epoch: 1 }), SyncReply::Rejoin);
+}
+
+#[test]
+fn a_broker_that_stood_still_takes_nobody_for_silent() {
+    let mut told = Told::running();
+    told.wait(40);
+    told.say(0, PodPhase::Running { epoch: 1 });
+    assert_ne!(told.view().phase, GangPhase::Lost, "nobody could be heard");
+    for _ in 0..3 {
+        told.wait(5);
+        told.say(0, PodPhase::Running { epoch: 1 });
+    }
+    assert_eq!(told.view().phase, GangPhase::Lost);
 }
 
 #[test]
@@ -465,8 +499,10 @@ fn a_new_operator_adopts_what_runs() {
     assert_eq!(told.say(1, PodPhase::Done { epoch: 4 }), exit(true, 0));
     // A pod of the attempt that was there before is silent since this operator listens.
     let mut told = adopt(4);
-    told.say(0, PodPhase::Running { epoch: 4 });
-    told.wait(15);
+    for _ in 0..4 {
+        told.say(0, PodPhase::Running { epoch: 4 });
+        told.wait(5);
+    }
     told.say(0, PodPhase::Running { epoch: 4 });
     assert_eq!(told.view().silent_pods, [1]);
 }

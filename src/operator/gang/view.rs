@@ -42,12 +42,19 @@ impl Gang {
         if self.is_over() {
             return Vec::new();
         }
-        let silent = |since: Instant| SILENT <= now.saturating_duration_since(since);
+        let silent = |since: Instant| {
+            let since = self.listening.map_or(since, |listening| listening.max(since));
+            SILENT <= now.saturating_duration_since(since)
+        };
         let takes_part =
             |pod: &Pod| self.stepped.is_some_and(|at| pod.heard + MARGIN < at && !silent(at));
         let gone = |index: u32| match self.pods.get(&index) {
             Some(pod) if pod.request.leaving => {
-                !matches!(pod.request.phase, PodPhase::Running { .. } | PodPhase::Done { .. })
+                !self.spec.replaces
+                    && !matches!(
+                        pod.request.phase,
+                        PodPhase::Running { .. } | PodPhase::Done { .. }
+                    )
             }
             Some(pod) => silent(pod.heard) && !takes_part(pod),
             // Others run, so it must have been there.
@@ -100,6 +107,14 @@ impl Gang {
             return GangPhase::Stalled;
         }
         GangPhase::Running
+    }
+
+    /// Whether a pod fell silent that was not asked to leave: the ranks of the others wait for it in
+    /// vain, and have nothing to save without it.
+    pub(super) fn has_lost(&self, now: Instant) -> bool {
+        let silent = self.silent_pods(now);
+        let lost = self.phase(now, &silent) == GangPhase::Lost;
+        lost && self.lost(now, &silent).is_some()
     }
 
     /// The failure of a gang that has lost a pod. A pod that was asked to leave has not failed: why
