@@ -64,7 +64,9 @@ pub fn outcome(observed: &Observed) -> Outcome {
         return Outcome::Succeeded;
     }
     if gang_phase(observed) == Some(GangPhase::Succeeded) {
-        return Outcome::Completing;
+        // Whoever took the Job away took nothing: it must not be made again for what is done.
+        let gone = job.is_none_or(|job| job.deleting);
+        return if gone { Outcome::Succeeded } else { Outcome::Completing };
     }
     let end = told_by_gang(observed)
         .or_else(|| disrupted(observed, job))
@@ -119,6 +121,14 @@ fn told_by_gang(observed: &Observed) -> Option<End> {
                 })
             })
         }
+        // The user has changed their mind after the ranks had saved and stopped.
+        GangPhase::Stopped => Some(End {
+            kind: Kind::Uncounted,
+            reason: "Preempted",
+            message: "its ranks had saved and stopped before it was resumed".to_owned(),
+            exclude: None,
+            failure: None,
+        }),
         GangPhase::Waiting
         | GangPhase::Preflight
         | GangPhase::Rendezvous
@@ -126,7 +136,6 @@ fn told_by_gang(observed: &Observed) -> Option<End> {
         | GangPhase::Stalled
         | GangPhase::Restarting
         | GangPhase::Stopping
-        | GangPhase::Stopped
         | GangPhase::Succeeded => None,
     }
 }
