@@ -337,7 +337,15 @@ fn no_line_that_is_a_second_old_is_lost_when_supervisors_are_killed() {
     let key = ("team".to_owned(), "digits".to_owned());
     let (attempt, pods, ranks_per_pod, max_restarts) = (1, 1, 2, 3);
     let (restarts, epoch_floor) = (0, 0);
-    let spec = GangSpec { attempt, pods, ranks_per_pod, max_restarts, restarts, epoch_floor };
+    let spec = GangSpec {
+        attempt,
+        pods,
+        ranks_per_pod,
+        max_restarts,
+        restarts,
+        epoch_floor,
+        replaces: false,
+    };
     let mut pauses = Pauses::new("supervisors");
     let mut ends = Vec::new();
     for round in 0..kills(6) {

@@ -17,6 +17,7 @@ use std::{
     panic::{self, AssertUnwindSafe},
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -35,9 +36,11 @@ fn main() -> ExitCode {
         Trial::test(name, move || {
             let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
             let lab = lab.get_or_insert_with(Lab::up);
+            let begin = Instant::now();
             let run = panic::catch_unwind(AssertUnwindSafe(|| test(lab)));
             // What a test has left must not disturb the next one.
             let clean = panic::catch_unwind(AssertUnwindSafe(|| lab.clean()));
+            println!("{:.0} s", begin.elapsed().as_secs_f64());
             run.and(clean).map_err(|_shown| Failed::from("it panicked: see above"))
         })
     });

@@ -153,6 +153,7 @@ spec:
             max_restarts: 3,
             restarts: 0,
             epoch_floor: 0,
+            replaces: false,
         }
     }
 
