@@ -114,6 +114,8 @@ impl OperatorArgs {
                 image: self.image.clone(),
                 broker_url: self.broker_url.trim_end_matches('/').to_owned(),
                 collector_url: self.collector_url.clone(),
+                // The operator asks the API server.
+                pod_groups: false,
             },
             broker_listen: self.broker_listen,
             metrics_listen: self.metrics_listen,

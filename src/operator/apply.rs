@@ -86,6 +86,7 @@ pub(super) async fn apply(
         Action::WriteStatus(status) => write_status(context, job, status).await,
         Action::ApplyAccount => patch(context, job, "ServiceAccount", &build::account(job)).await,
         Action::ApplyService => patch(context, job, "Service", &build::service(job)).await,
+        Action::ApplyGroup => patch(context, job, "PodGroup", &build::pod_group(job)).await,
         Action::ApplySpec { attempt } => {
             patch(context, job, "ConfigMap", &build::spec(job, *attempt)).await
         }

@@ -15,6 +15,10 @@ use k8s_openapi::{
         },
         core::v1::{ConfigMap, ObjectReference, Service, ServiceAccount, ServiceSpec},
         events::v1::Event,
+        scheduling::v1beta1::{
+            AllDisruptionMode, DisruptionMode, GangSchedulingPolicy, PodGroup, PodGroupSpec,
+            PodGroupSchedulingPolicy,
+        },
     },
     apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference},
 };
@@ -41,6 +45,8 @@ pub struct Settings {
     pub broker_url: String,
     /// Where pods send their logs, if anywhere.
     pub collector_url: Option<String>,
+    /// The API server serves pod groups: its scheduler places all pods of a gang, or none.
+    pub pod_groups: bool,
 }
 
 /// Name of the Job of an attempt.
@@ -73,6 +79,28 @@ pub fn service(job: &FineTuneJob) -> Service {
             ..ServiceSpec::default()
         }),
         ..Service::default()
+    }
+}
+
+/// Makes the scheduler place all pods of the job or none, and take away all or none; one for all
+/// attempts, of which only one has pods. A queue does the first itself.
+pub fn pod_group(job: &FineTuneJob) -> PodGroup {
+    let pods = i32::try_from(observed::pods(job)).unwrap_or(i32::MAX);
+    PodGroup {
+        metadata: metadata(job, job.name().to_owned(), None),
+        spec: PodGroupSpec {
+            disruption_mode: Some(DisruptionMode {
+                all: Some(AllDisruptionMode(serde_json::json!({}))),
+                single: None,
+            }),
+            priority_class_name: job.spec.cluster.priority_class.clone(),
+            scheduling_policy: PodGroupSchedulingPolicy {
+                basic: None,
+                gang: Some(GangSchedulingPolicy { min_count: pods }),
+            },
+            ..PodGroupSpec::default()
+        },
+        ..PodGroup::default()
     }
 }
 

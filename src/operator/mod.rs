@@ -173,9 +173,14 @@ pub async fn run(
         holding = Some(lease);
     }
     metrics.lead();
+    let pod_groups = tokio::select! {
+        served = serves_pod_groups(&client) => served,
+        () = shutdown.clone() => return Ok(()),
+    };
+    info!(pod_groups, "the API server was asked what it serves");
     let context = Arc::new(Context {
         client: client.clone(),
-        settings: options.settings.clone(),
+        settings: Settings { pod_groups, ..options.settings.clone() },
         identity: options.identity.clone(),
         gangs,
         index: Arc::new(Index::default()),
@@ -250,6 +255,20 @@ async fn control(
         .await;
     info!("reconciling ends");
     Ok(())
+}
+
+/// Whether the API server serves the pod groups that this version knows.
+async fn serves_pod_groups(client: &Client) -> bool {
+    loop {
+        match client.list_api_group_resources("scheduling.k8s.io/v1beta1").await {
+            Ok(list) => return list.resources.iter().any(|kind| kind.name == "podgroups"),
+            Err(kube::Error::Api(status)) if status.code == 404 => return false,
+            Err(error) => {
+                warn!(error = &error as &dyn std::error::Error, "what the API server serves");
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+        }
+    }
 }
 
 /// A watch would try for ever; that the kind is missing should be said at once. An API server that

@@ -128,6 +128,7 @@ fn gather(
         looked: remembered.is_some_and(|memory| memory.looked),
         first_failure: remembered.and_then(|memory| memory.first_failure),
         job,
+        pod_groups: context.settings.pod_groups,
         attempts,
         pods,
         gang,

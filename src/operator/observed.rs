@@ -31,6 +31,8 @@ pub struct Observed {
     pub gang: Option<GangView>,
     /// The last call for this job that the API server refused.
     pub fault: Option<Fault>,
+    /// The API server serves pod groups.
+    pub pod_groups: bool,
     /// Whether numbers that change with every step may be written again.
     pub progress_due: bool,
     /// Keys of the news that were told.
@@ -138,6 +140,11 @@ impl Observed {
 pub fn ranks_per_pod(job: &FineTuneJob) -> u32 {
     let gpus = job.spec.world.gpus.max(1);
     job.spec.cluster.gpus_per_node.filter(|count| 0 < *count).unwrap_or(gpus).min(gpus)
+}
+
+/// Whether several pods have to be placed together, and no queue sees to that.
+pub fn is_gang(job: &FineTuneJob) -> bool {
+    1 < pods(job) && job.spec.cluster.queue.is_none()
 }
 
 /// Pods of one attempt of a job.

@@ -7,7 +7,7 @@ use super::{
     decide::{Decision, decide},
     gang::GangSpec,
     news::{News, news},
-    observed::{AttemptFact, Observed, PodPhase},
+    observed::{self, AttemptFact, Observed, PodPhase},
     outcome, status,
 };
 use crate::api::job::JobStatus;
@@ -32,6 +32,8 @@ pub enum Action {
     WriteStatus(Box<JobStatus>),
     ApplyAccount,
     ApplyService,
+    /// Makes the group of pods that the scheduler treats as one.
+    ApplyGroup,
     /// Applies the resolved job file of an attempt.
     ApplySpec {
         attempt: u32,
@@ -67,6 +69,7 @@ impl Action {
             | Action::WriteStatus(_)
             | Action::ApplyAccount
             | Action::ApplyService
+            | Action::ApplyGroup
             | Action::ApplySpec { .. }
             | Action::RegisterGang(_)
             | Action::AskStop
@@ -157,6 +160,9 @@ fn run(observed: &Observed, steps: &mut Vec<Step>) {
         steps.push(step(Action::ApplyAccount, &*why));
         steps.push(step(Action::ApplyService, &*why));
         steps.push(step(Action::ApplySpec { attempt }, &*why));
+        if observed.pod_groups && observed::is_gang(&observed.job) {
+            steps.push(step(Action::ApplyGroup, &*why));
+        }
         steps.push(step(Action::CreateJob { attempt }, &*why));
     }
     for fact in &observed.attempts {

@@ -260,7 +260,10 @@ impl World {
             Action::Tell(news) => {
                 assert!(self.seen.told.insert(news.key.clone()), "{} is told twice", news.key);
             }
-            Action::ApplyAccount | Action::ApplyService | Action::ApplySpec { .. } => {}
+            Action::ApplyAccount
+            | Action::ApplyService
+            | Action::ApplyGroup
+            | Action::ApplySpec { .. } => {}
         }
     }
 

@@ -43,13 +43,18 @@ pub(super) fn observed() -> Observed {
         told: BTreeSet::new(),
         looked: false,
         first_failure: None,
+        pod_groups: false,
     }
 }
 
 /// What the operator reads of the Job that it has made.
 pub(super) fn attempt(job: &FineTuneJob, attempt: u32) -> AttemptFact {
-    let settings =
-        Settings { image: "i".to_owned(), broker_url: "b".to_owned(), collector_url: None };
+    let settings = Settings {
+        image: "i".to_owned(),
+        broker_url: "b".to_owned(),
+        collector_url: None,
+        pod_groups: false,
+    };
     let mut child: Job = build::job(job, attempt, &settings);
     child.metadata.uid = Some(format!("uid-of-attempt-{attempt}"));
     AttemptFact::of(&child).unwrap()

@@ -13,6 +13,7 @@ use crate::{
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_job_runs_on_without_the_operator", operator_away),
+    ("another_operator_takes_over_from_one_that_is_killed", leader_killed),
     ("a_job_runs_on_without_the_api_server", apiserver_away),
     ("no_line_is_lost_without_the_collector", collector_away),
     ("without_dns_a_job_waits_and_says_so", dns_broken),
@@ -29,6 +30,27 @@ fn operator_away(lab: &Lab) {
     lab.scale("deploy/qvl-operator", 2);
     job.assert_undisturbed();
     assert_eq!(job.field("/status/restarts/total"), 0);
+}
+
+/// Both replicas run; the one that leads is killed without a word, and nothing is done twice.
+fn leader_killed(lab: &Lab) {
+    let leader = || {
+        let holder = lab.field(&["-n", SYSTEM, "lease", "qvl-operator"], "/spec/holderIdentity");
+        let (pod, _address) = holder.as_str()?.split_once('@')?;
+        Some(pod.to_owned())
+    };
+    let first = until("one operator leads", leader);
+    let mut job = Job::digits("led").launch(lab, LAUNCH);
+    job.wait_for_step(5);
+    let kill = ["-n", SYSTEM, "delete", "pod", &first, "--grace-period=0", "--force"];
+    lab.cluster.kubectl(&kill).unwrap();
+    let second = until("another operator leads", || leader().filter(|name| *name != first));
+    job.assert_undisturbed();
+    assert_eq!(job.field("/status/restarts/total"), 0);
+    assert_eq!(leader().as_ref(), Some(&second), "the lease changed hands once");
+    let events = lab.qvl(&["events", "led", "--cluster"]).text;
+    let begun = events.matches("AttemptStarted").count();
+    assert_eq!(begun, 1, "told once: {events}");
 }
 
 fn apiserver_away(lab: &Lab) {

@@ -7,8 +7,8 @@ use k8s_openapi::{
         Affinity, Capabilities, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar,
         EnvVarSource, HostPathVolumeSource, LocalObjectReference, NodeAffinity, NodeSelector,
         NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector,
-        PersistentVolumeClaimVolumeSource, PodAffinityTerm, PodAntiAffinity, PodSecurityContext,
-        PodSpec, PodTemplateSpec, ProjectedVolumeSource, ResourceRequirements, SeccompProfile,
+        PersistentVolumeClaimVolumeSource, PodAffinityTerm, PodAntiAffinity, PodSchedulingGroup,
+        PodSecurityContext, PodSpec, PodTemplateSpec, ProjectedVolumeSource, ResourceRequirements, SeccompProfile,
         SecurityContext, ServiceAccountTokenProjection, Toleration, Volume, VolumeMount,
         VolumeProjection,
     },
@@ -51,6 +51,8 @@ pub(super) fn template(job: &FineTuneJob, attempt: u32, settings: &Settings) -> 
                 .then(|| cluster.node_selector.clone()),
             priority_class_name: cluster.priority_class.clone(),
             restart_policy: Some("Never".to_owned()),
+            scheduling_group: (settings.pod_groups && observed::is_gang(job))
+                .then(|| PodSchedulingGroup { pod_group_name: Some(job.name().to_owned()) }),
             security_context: Some(PodSecurityContext {
                 fs_group: Some(USER),
                 fs_group_change_policy: Some("OnRootMismatch".to_owned()),

@@ -15,7 +15,27 @@ fn settings() -> Settings {
         image: "qvl/qvl-train:1".to_owned(),
         broker_url: "http://qvl-operator.qvl-system.svc:8080".to_owned(),
         collector_url: Some("http://qvl-collector.qvl-system.svc:8443".to_owned()),
+        pod_groups: false,
     }
+}
+
+#[test]
+fn the_scheduler_is_told_of_a_gang_where_it_knows_gangs() {
+    let group_of = |job: &FineTuneJob| {
+        let job = super::job(job, 1, &Settings { pod_groups: true, ..settings() });
+        job.spec.unwrap().template.spec.unwrap().scheduling_group?.pod_group_name
+    };
+    let mut job = testing::observed().job;
+    assert_eq!(group_of(&job).as_deref(), Some(job.name()));
+    let group = pod_group(&job);
+    assert_eq!(group.metadata.name.as_deref(), Some(job.name()));
+    assert_eq!(group.spec.scheduling_policy.gang.unwrap().min_count, 2);
+    assert!(super::job(&job, 1, &settings()).spec.unwrap().template.spec.unwrap().scheduling_group.is_none());
+    job.spec.cluster.queue = Some("team-a".to_owned());
+    assert_eq!(group_of(&job), None, "the queue sees to it");
+    job.spec.cluster.queue = None;
+    job.spec.world.gpus = 1;
+    assert_eq!(group_of(&job), None, "one pod is no gang");
 }
 
 #[test]

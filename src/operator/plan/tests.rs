@@ -29,6 +29,7 @@ fn steps(observed: &Observed) -> Vec<String> {
         action @ (Action::Tell(_)
         | Action::ApplyAccount
         | Action::ApplyService
+        | Action::ApplyGroup
         | Action::ApplySpec { .. }
         | Action::CreateJob { .. }
         | Action::AskStop
