@@ -21,6 +21,22 @@ pub fn remember(home: &Path, name: &str, output: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Remembers that a job of this name was submitted to a cluster.
+pub fn remember_submitted(home: &Path, name: &str, time_ms: u64) -> io::Result<()> {
+    fs::create_dir_all(home)?;
+    fs::write(submitted(home, name), time_ms.to_string())
+}
+
+/// When a job of this name was last submitted to a cluster, in milliseconds since the Unix epoch.
+pub fn submitted_ms(home: &Path, name: &str) -> Option<u64> {
+    fs::read_to_string(submitted(home, name)).ok()?.trim().parse().ok()
+}
+
+/// No run on this machine has such a file: the names of their folders are hexadecimal.
+fn submitted(home: &Path, name: &str) -> PathBuf {
+    home.join(format!("{name}@cluster"))
+}
+
 /// All runs whose folders still exist, by name, the newest last.
 pub fn list(home: &Path) -> io::Result<Vec<RunState>> {
     let entries = match fs::read_dir(home) {
@@ -70,6 +86,10 @@ mod tests {
         let first = folders[0].path().to_str().unwrap();
         assert_eq!(find(home.path(), first).unwrap().unwrap().started_ms, 1);
         assert_eq!(find(home.path(), "b").unwrap(), None);
+        remember_submitted(home.path(), "a", 7).unwrap();
+        assert_eq!(submitted_ms(home.path(), "a"), Some(7));
+        assert_eq!(submitted_ms(home.path(), "b"), None);
+        assert_eq!(list(home.path()).unwrap().len(), 2, "that is no run of this machine");
         drop(folders);
         assert_eq!(list(home.path()).unwrap(), []);
     }

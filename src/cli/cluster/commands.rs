@@ -27,7 +27,7 @@ use crate::{
 pub(crate) struct At {
     #[command(flatten)]
     pub target: Target,
-    /// A job of the cluster, even if a run on this machine has that name.
+    /// A job of the cluster, even if a newer run on this machine has that name.
     #[arg(long)]
     pub cluster: bool,
 }
@@ -38,14 +38,17 @@ impl At {
         self.cluster || self.target.namespace.is_some() || self.target.context.is_some()
     }
 
-    /// Whether `name` is a job of the cluster: a run on this machine wins, unless a cluster or a
-    /// namespace was named.
+    /// Whether `name` is a job of the cluster: if a cluster or a namespace was named, if no run on
+    /// this machine has that name, or if it was submitted after the last of them had begun.
     pub(crate) fn is_cluster(&self, name: &str) -> Result<bool, CliError> {
         if self.is_explicit() {
             return Ok(true);
         }
-        let local = registry::find(&home::jobs(), name)?.is_some();
-        Ok(!local && client::is_configured())
+        let home = home::jobs();
+        let Some(local) = registry::find(&home, name)? else { return Ok(client::is_configured()) };
+        let submitted = registry::submitted_ms(&home, name);
+        let later = submitted.is_some_and(|submitted| local.started_ms < submitted);
+        Ok(later && !local.is_alive() && local.name == name && client::is_configured())
     }
 }
 

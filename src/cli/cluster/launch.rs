@@ -18,11 +18,12 @@ use super::{
 };
 use crate::{
     cli::{
-        CliError, doctor,
+        CliError, doctor, home,
         launch::{Output, refuse_bad_data},
         plan as job_plan,
     },
     doctor::Sizes,
+    launch::{registry, supervisor},
     job::{FineTuneJob, JobSpec, Method, pod_paths},
     wire::ExitStatus,
 };
@@ -155,6 +156,8 @@ pub(crate) async fn launch(order: Order<'_>) -> Result<ExitStatus, CliError> {
         return dry(&cluster, &job, dry_run, options.object).await;
     }
     submit(&cluster, &name, &object(&cluster, &job), false).await?;
+    // Without it, commands that only name the job may find an older run of this machine.
+    let _best_effort = registry::remember_submitted(&home::jobs(), &name, supervisor::now_ms());
     let mut show = Show::new(order.output, &cluster.namespace, &name);
     show.tell(0, submitted(&job))?;
     if order.detach {
