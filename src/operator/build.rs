@@ -16,8 +16,8 @@ use k8s_openapi::{
         core::v1::{ConfigMap, ObjectReference, Service, ServiceAccount, ServiceSpec},
         events::v1::Event,
         scheduling::v1beta1::{
-            AllDisruptionMode, DisruptionMode, GangSchedulingPolicy, PodGroup, PodGroupSpec,
-            PodGroupSchedulingPolicy,
+            AllDisruptionMode, DisruptionMode, GangSchedulingPolicy, PodGroup,
+            PodGroupSchedulingPolicy, PodGroupSpec,
         },
     },
     apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference},

@@ -172,7 +172,7 @@ fn run(observed: &Observed, steps: &mut Vec<Step>) {
         }
     }
     if observed.job.spec.cluster.queue.is_some() {
-        let stuck = |pod: &&super::observed::PodFact| {
+        let stuck = |pod: &&observed::PodFact| {
             let runs = matches!(pod.phase, PodPhase::Running | PodPhase::Pending);
             runs && pod.on_lost_node() && pod.is_fenced(observed.now)
         };

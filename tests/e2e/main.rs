@@ -14,6 +14,7 @@ mod ranks;
 mod seen;
 
 use std::{
+    io::{self, Write as _},
     panic::{self, AssertUnwindSafe},
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
@@ -40,7 +41,8 @@ fn main() -> ExitCode {
             let run = panic::catch_unwind(AssertUnwindSafe(|| test(lab)));
             // What a test has left must not disturb the next one.
             let clean = panic::catch_unwind(AssertUnwindSafe(|| lab.clean()));
-            println!("{:.0} s", begin.elapsed().as_secs_f64());
+            let seconds = begin.elapsed().as_secs();
+            io::stderr().write_all(format!("{name}: {seconds} s\n").as_bytes()).unwrap();
             run.and(clean).map_err(|_shown| Failed::from("it panicked: see above"))
         })
     });

@@ -23,8 +23,8 @@ use crate::{
         plan as job_plan,
     },
     doctor::Sizes,
-    launch::{registry, supervisor},
     job::{FineTuneJob, JobSpec, Method, pod_paths},
+    launch::{registry, supervisor},
     wire::ExitStatus,
 };
 

@@ -8,9 +8,9 @@ use k8s_openapi::{
         EnvVarSource, HostPathVolumeSource, LocalObjectReference, NodeAffinity, NodeSelector,
         NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector,
         PersistentVolumeClaimVolumeSource, PodAffinityTerm, PodAntiAffinity, PodSchedulingGroup,
-        PodSecurityContext, PodSpec, PodTemplateSpec, ProjectedVolumeSource, ResourceRequirements, SeccompProfile,
-        SecurityContext, ServiceAccountTokenProjection, Toleration, Volume, VolumeMount,
-        VolumeProjection,
+        PodSecurityContext, PodSpec, PodTemplateSpec, ProjectedVolumeSource, ResourceRequirements,
+        SeccompProfile, SecurityContext, ServiceAccountTokenProjection, Toleration, Volume,
+        VolumeMount, VolumeProjection,
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::LabelSelector},
 };

@@ -26,11 +26,21 @@ fn the_scheduler_is_told_of_a_gang_where_it_knows_gangs() {
         job.spec.unwrap().template.spec.unwrap().scheduling_group?.pod_group_name
     };
     let mut job = testing::observed().job;
+    (job.spec.world.gpus, job.spec.cluster.gpus_per_node) = (2, Some(1));
     assert_eq!(group_of(&job).as_deref(), Some(job.name()));
     let group = pod_group(&job);
     assert_eq!(group.metadata.name.as_deref(), Some(job.name()));
     assert_eq!(group.spec.scheduling_policy.gang.unwrap().min_count, 2);
-    assert!(super::job(&job, 1, &settings()).spec.unwrap().template.spec.unwrap().scheduling_group.is_none());
+    assert!(
+        super::job(&job, 1, &settings())
+            .spec
+            .unwrap()
+            .template
+            .spec
+            .unwrap()
+            .scheduling_group
+            .is_none()
+    );
     job.spec.cluster.queue = Some("team-a".to_owned());
     assert_eq!(group_of(&job), None, "the queue sees to it");
     job.spec.cluster.queue = None;

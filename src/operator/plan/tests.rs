@@ -275,7 +275,7 @@ fn a_refused_object_is_told_in_the_status() {
     let mut observed = testing::observed();
     write(&mut observed);
     let message = "failed to create Job `digits-a1`: exceeded quota".to_owned();
-    observed.fault = Some(crate::operator::observed::Fault { message, refused: true });
+    observed.fault = Some(observed::Fault { message, refused: true });
     assert_eq!(
         steps(&observed)[0],
         "Scheduling a1 failed to create Job `digits-a1`: exceeded quota"
