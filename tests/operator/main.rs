@@ -6,6 +6,7 @@
 
 mod admission;
 mod faults;
+mod gangs;
 mod history;
 mod life;
 #[expect(dead_code, reason = "the benchmark uses all of it")]
@@ -37,7 +38,7 @@ fn the_operator_on_a_real_api_server() {
     let nodes = "nodes: [{name: n1}]";
     let topology = Topology::parse(nodes, Path::new("nodes.yaml")).unwrap();
     let cluster = TestCluster::with("operator", topology);
-    install(&cluster);
+    install(&cluster, 20);
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
@@ -48,9 +49,9 @@ fn the_operator_on_a_real_api_server() {
     });
 }
 
-/// The kinds, the rights of the operator, and nodes.
-fn install(cluster: &TestCluster) {
-    must(cluster.simulate(Simulation { nodes: 20, pods_end: false, tainted: false }));
+/// The kinds, the rights of the operator, and simulated nodes.
+fn install(cluster: &TestCluster, nodes: usize) {
+    must(cluster.simulate(Simulation { nodes, pods_end: false, tainted: false }));
     cluster.create(&std::fs::read_to_string("manifests/crds.yaml").unwrap());
     cluster.create("apiVersion: v1\nkind: Namespace\nmetadata: {name: qvl-system}\n");
     let mut helm = cluster.command("helm");
