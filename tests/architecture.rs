@@ -50,6 +50,7 @@ const PURE_MODULES: &[&str] = &["api", "facts", "job", "wire", "doctor", "report
 const PURE_FILES: &[&str] = &[
     "src/agent/node/judge.rs",
     "src/agent/node/metrics.rs",
+    "src/cli/doctor/parity/judge.rs",
     "src/cli/cluster/events.rs",
     "src/cli/cluster/explain.rs",
     "src/cli/cluster/place.rs",

@@ -2,6 +2,7 @@
 
 mod binary;
 mod catalog;
+mod parity;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -99,6 +100,8 @@ enum DoctorCommand {
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
+    /// Prove that a job is the same on one rank and on several: its plan, and the bits of a few steps.
+    Parity(parity::ParityArgs),
     /// Say which driver a program needs, and why: libraries, PTX and machine code in its file.
     Binary {
         /// The program, such as qvl-train.
@@ -131,6 +134,7 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
         Some(DoctorCommand::Binary { file, format }) => {
             return binary::run(file, *format == Format::Json, out);
         }
+        Some(DoctorCommand::Parity(args)) => return parity::run(args, out),
         None => {}
     }
     let begin = Instant::now();

@@ -183,7 +183,7 @@ pub(super) fn refuse_bad_data(planned: &plan::Plan) -> Result<(), CliError> {
 }
 
 /// The trainer beside this program.
-fn trainer(given: Option<&Path>) -> Result<PathBuf, CliError> {
+pub(super) fn trainer(given: Option<&Path>) -> Result<PathBuf, CliError> {
     let beside = std::env::current_exe()?.with_file_name("qvl-train");
     let path = given.map_or(beside, Path::to_owned);
     if path.exists() {
@@ -193,7 +193,7 @@ fn trainer(given: Option<&Path>) -> Result<PathBuf, CliError> {
         .hint("build it with `cargo build --release --bin qvl-train`, or name it with --trainer"))
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, CliError> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, CliError> {
     path.canonicalize().map_err(|error| {
         let what = format!("failed to open folder `{}`", path.display());
         CliError::of(ExitStatus::Usage, anyhow::Error::new(error).context(what))
@@ -202,7 +202,7 @@ fn absolute(path: &Path) -> Result<PathBuf, CliError> {
 
 /// The job as the ranks read it: its copy lies in the output folder, so paths must not be
 /// relative to the original any more.
-fn with_absolute_paths(mut job: FineTuneJob, folder: &Path) -> FineTuneJob {
+pub(super) fn with_absolute_paths(mut job: FineTuneJob, folder: &Path) -> FineTuneJob {
     let fix = |path: &mut String| *path = tidy(&folder.join(&*path)).display().to_string();
     fix(&mut job.spec.model.path);
     job.spec.model.adapter.as_mut().map(fix);

@@ -86,7 +86,7 @@ fn status(status: Status) -> ExitStatus {
 }
 
 /// CPU threads of a rank: as the job says, or an even share of the cores.
-fn threads(job: &FineTuneJob) -> u32 {
+pub(super) fn threads(job: &FineTuneJob) -> u32 {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let shared = cores / job.spec.world.gpus.max(1) as usize;
     match job.spec.world.threads {

@@ -53,7 +53,9 @@ fn the_scheduler_places_all_pods_of_a_job_or_none() {
     cluster.run("delete ftj first --wait=false");
     stage.until("the second job runs", || stage.placed("second", "a1") == 2);
     // The group serves the next attempt too.
-    cluster.run("delete pod -l qvl.dev/job=second,batch.kubernetes.io/job-completion-index=0 --wait=false");
+    cluster.run(
+        "delete pod -l qvl.dev/job=second,batch.kubernetes.io/job-completion-index=0 --wait=false",
+    );
     stage.until("the next attempt runs", || stage.placed("second", "a2") == 2);
     cluster.run("delete ftj second --wait=false");
     stage.until("the group goes with its job", || {
