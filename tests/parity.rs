@@ -116,7 +116,7 @@ fn a_trainer_that_depends_on_the_number_of_ranks_is_caught() {
         let wrong = bench.wrong_on_several_ranks(sed);
         let shown = text(&bench.parity(&wrong, &["--gpus", "1,2", "--format", "json"]), 1);
         let answer: Value =
-            serde_json::from_str(&shown[shown.find('{').unwrap()..shown.rfind('}').unwrap() + 1])
+            serde_json::from_str(&shown[shown.find('{').unwrap()..=shown.rfind('}').unwrap()])
                 .unwrap();
         let difference = &answer["compared"][0]["difference"];
         assert_eq!(difference["step"], step, "{sed}: {answer}");
