@@ -131,9 +131,7 @@ pub(crate) async fn launch(order: Order<'_>) -> Result<ExitStatus, CliError> {
     let options = order.options;
     let mut job = job_plan::read_job(order.job, ranks(&order)?)?;
     let permission = order.verdict.read(&job)?;
-    if let Some(queue) = &options.queue {
-        job.spec.cluster.queue = Some(queue.clone());
-    }
+    job.spec.cluster.queue = options.queue.clone().or(job.spec.cluster.queue);
     let cluster = connect(&options.target).await?;
     let name = job.metadata.name.clone();
     refuse_existing(&cluster, &name).await?;

@@ -132,8 +132,12 @@ impl Collector {
             self.time_line.clear();
             self.time_line.extend_from_slice(&bytes[..bytes.len().min(256)]);
         }
-        let text = line::text(bytes);
-        let Some(first) = SET.matches(text.as_bytes()).iter().next() else { return };
+        // Few lines say anything, and few need to be unwrapped before it shows.
+        let wrapped = bytes.first() == Some(&b'{') || bytes.contains(&0x1b);
+        let unwrapped = if wrapped { line::text(bytes) } else { String::new() };
+        let searched = if wrapped { unwrapped.as_bytes() } else { bytes };
+        let Some(first) = SET.matches(searched).iter().next() else { return };
+        let text = if wrapped { unwrapped } else { line::text(bytes) };
         if let Some(pattern) = pattern::patterns().get(first) {
             return self.found(first, pattern, number, &text);
         }
