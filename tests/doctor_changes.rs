@@ -142,3 +142,80 @@ fn python_computes_the_same_digest() {
     fs::write(&path, edited).unwrap();
     assert!(!run(&path).success());
 }
+
+/// A folder with a small model, samples and a job on CPUs.
+fn job_folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::copy("tests/goldens/a.png", path("a.png")).unwrap();
+    fs::create_dir(path("base")).unwrap();
+    for entry in fs::read_dir("examples/digits/base").unwrap() {
+        let file = entry.unwrap().path();
+        fs::copy(&file, path("base").join(file.file_name().unwrap())).unwrap();
+    }
+    let sample = |i: usize| {
+        serde_json::json!({"id": format!("s{i}"), "conversations": [
+            {"from": "user", "value": format!("Picture 1: <img>a.png</img>\nFind <ref>{i}</ref>")},
+            {"from": "assistant", "value": "<ref>6</ref><box>(1,2),(301,202)</box>"}]})
+    };
+    let samples: Vec<Value> = (0..8).map(sample).collect();
+    fs::write(path("d.json"), serde_json::json!(samples).to_string()).unwrap();
+    let job = "apiVersion: qvl.dev/v1alpha1
+kind: FineTuneJob
+metadata: {name: sealed}
+spec:
+  model: {path: base}
+  data: {maxLength: 256, train: [{name: d, path: d.json, task: grounding}]}
+  batch: {global: 4, unit: 2}
+  stages: [{name: one, steps: 6}]
+  world: {compute: cpu, threads: 1}
+  output: out
+";
+    fs::write(path("job.yaml"), job).unwrap();
+    folder
+}
+
+#[test]
+fn a_launch_with_a_verdict_refuses_what_it_was_not_made_for() {
+    let folder = job_folder();
+    let qvl = |args: &[&str]| {
+        let mut command = Command::cargo_bin("qvl").unwrap();
+        command.args(args).current_dir(folder.path());
+        command.env("XDG_STATE_HOME", folder.path().join("state")).env_remove("QVL_TRAIN_BIN");
+        command.output().unwrap()
+    };
+    let report = text(&qvl(&["doctor", "--job", "job.yaml", "--format", "json"]));
+    fs::write(folder.path().join("verdict.json"), &report).unwrap();
+    let verdict: Value = serde_json::from_str(&report).unwrap();
+    // A program that is no trainer: whatever is started ends at once.
+    let launch = |args: &[&str]| {
+        let common = ["launch", "job.yaml", "--local", "--overwrite", "--trainer", "/bin/false"];
+        let output = qvl(&[&common, args].concat());
+        let said = String::from_utf8(output.stderr).unwrap();
+        (output.status.code().unwrap(), said)
+    };
+    let holds = "verdict `verdict.json` holds for this launch";
+    let given = ["--verdict", "verdict.json"];
+    let (_code, said) = launch(&given);
+    if verdict["verdict"] == "ready" {
+        assert!(said.contains(holds), "{said}");
+    } else {
+        assert!(said.contains("not `ready`"), "{said}");
+    }
+    let refused = |args: &[&str], words: &str| {
+        let (code, said) = launch(&[&given, args].concat());
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains(words) && said.contains("hint: "), "{said}");
+        assert!(!said.contains(holds), "{said}");
+    };
+    refused(&["--gpus", "2"], "it is about another job");
+    refused(&["--verdict-max-age", "0s"], "s old, the limit is 0 s");
+    let edited = report.replace("\"nodes\": [", "\"nodes\": [ \"another\",");
+    fs::write(folder.path().join("verdict.json"), edited).unwrap();
+    refused(&[], "it was changed after it was written");
+    fs::write(folder.path().join("verdict.json"), "{}").unwrap();
+    let (code, said) = launch(&given);
+    assert!(code == 2 && said.contains("it is no report"), "{said}");
+    let (code, said) = launch(&["--verdict", "missing.json"]);
+    assert!(code == 2 && said.contains("failed to read verdict `missing.json`"), "{said}");
+}

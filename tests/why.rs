@@ -53,6 +53,12 @@ fn the_first_cause_of_many_ranks_is_named() {
     let whole = why(&["."], b"", folder.path());
     assert!(text(&whole).contains("node1-kernel.log:2"), "{}", text(&whole));
     assert!(!text(&whole).contains("no times that can be compared"));
+    let late = "2026-11-24 10:00:09 Too many open files\n";
+    let unknown = "No CUDA GPUs are available\n";
+    fs::write(folder.path().join("late.log"), late).unwrap();
+    fs::write(folder.path().join("unknown.log"), unknown).unwrap();
+    let text = text(&why(&["late.log", "unknown.log"], b"", folder.path()));
+    assert!(text.contains("no times that can be compared"), "{text}");
 }
 
 #[test]

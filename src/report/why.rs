@@ -33,7 +33,7 @@ pub fn text(answer: &Answer, view: &View<'_>, out: &mut impl Write) -> io::Resul
     if let Some(code) = answer.unknown_exit {
         writeln!(out, "\nexit code {code} is not one that qvl knows")?;
     }
-    if !answer.timed && 1 < answer.findings.len() {
+    if !answer.ordered {
         let why =
             "the logs have no times that can be compared: their order is that of the arguments";
         writeln!(out, "\n{why}")?;
@@ -213,8 +213,8 @@ struct Document<'a> {
     logs: u64,
     /// Lines that were read.
     lines: u64,
-    /// Whether the order of several logs is known by their times.
-    timed: bool,
+    /// Whether it is known which finding of the first class is the earliest.
+    ordered: bool,
     /// The exit code, if no row knows it.
     #[serde(skip_serializing_if = "Option::is_none")]
     unknown_exit_code: Option<i32>,
@@ -280,7 +280,7 @@ pub fn json(answer: &Answer) -> String {
             .collect(),
         logs: answer.seen.sources,
         lines: answer.seen.lines,
-        timed: answer.timed,
+        ordered: answer.ordered,
         unknown_exit_code: answer.unknown_exit,
     };
     serde_json::to_string_pretty(&document).expect("plain data")

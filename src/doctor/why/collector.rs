@@ -74,8 +74,9 @@ pub struct Answer {
     pub tail: Vec<TailLine>,
     /// How much was read.
     pub seen: Seen,
-    /// Whether the order of several logs is known by their times.
-    pub timed: bool,
+    /// Whether it is known which finding of the strongest class is the earliest: all stand in one
+    /// log, or have times that can be compared.
+    pub ordered: bool,
     /// The exit code, if it was given and no row knows it.
     pub unknown_exit: Option<i32>,
 }
@@ -177,15 +178,11 @@ impl Collector {
     pub fn finish(self) -> Answer {
         let seen = Seen { sources: self.sources.len() as u64, lines: self.lines };
         let mut all: Vec<Finding> = self.found.into_values().collect();
-        let forms: Vec<Option<line::Form>> =
-            all.iter().map(|finding| finding.stamp.map(|stamp| stamp.form)).collect();
-        // A time orders only what has times of the same form.
-        let timed = forms.windows(2).all(|pair| pair[0] == pair[1])
-            && forms.first().is_some_and(Option::is_some);
-        let when = |finding: &Finding| match finding.stamp {
-            // Lines of one log are in order, whatever their times say.
-            Some(stamp) if timed && 1 < seen.sources => (stamp.ms, finding.order),
-            Some(_) | None => (0, finding.order),
+        let order = self::order(&all, seen.sources);
+        let when = |finding: &Finding| match (finding.stamp, order) {
+            (Some(stamp), Order::Times(form)) if stamp.form == form => (stamp.ms, finding.order),
+            (_, Order::Times(_)) => (i64::MAX, finding.order),
+            (_, Order::Lines | Order::Arguments) => (0, finding.order),
         };
         all.sort_by_key(when);
         let mut findings: Vec<Finding> = Vec::new();
@@ -206,7 +203,35 @@ impl Collector {
         let unknown_exit = exit.filter(|_code| row.is_none());
         let nothing = findings.iter().all(|finding| finding.pattern.class == Class::FollowUp);
         let tail = if nothing { self.tail.into() } else { Vec::new() };
-        Answer { findings, tail, seen, timed: timed || seen.sources < 2, unknown_exit }
+        Answer { findings, tail, seen, ordered: order != Order::Arguments, unknown_exit }
+    }
+}
+
+/// What tells which of two findings is earlier.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// They stand in one log, or there is one that counts.
+    Lines,
+    /// Times of this form, which all that count have.
+    Times(line::Form),
+    /// Nothing: the order in which the logs were named.
+    Arguments,
+}
+
+/// Lines of one log are in order, whatever their times say; a time orders only what has times of
+/// the same form. Only the strongest class counts: its first finding is the answer.
+fn order(all: &[Finding], sources: u64) -> Order {
+    let top = all.iter().map(|finding| finding.pattern.class).max();
+    let mut counting = all.iter().filter(|finding| Some(finding.pattern.class) == top);
+    let form = |finding: &Finding| finding.stamp.map(|stamp| stamp.form);
+    let first = counting.next().and_then(form);
+    let mut others = counting.peekable();
+    if sources < 2 || others.peek().is_none() {
+        return Order::Lines;
+    }
+    match first {
+        Some(first) if others.all(|finding| form(finding) == Some(first)) => Order::Times(first),
+        Some(_) | None => Order::Arguments,
     }
 }
 

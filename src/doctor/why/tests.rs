@@ -64,6 +64,89 @@ fn every_row_fires_on_its_excerpt_and_no_other_takes_it() {
     }
 }
 
+/// What awslabs' hyperpod-nccl looks for, each with the row that takes it. Two of its 38 words are not
+/// here: `libnccl-net.so` and `CUDA_VISIBLE_DEVICES` stand in healthy logs, so `net-plugin-load`
+/// and `no-gpu-visible` ask for more.
+#[test]
+fn what_hyperpod_nccl_knows_is_known() {
+    for (line, id) in [
+        ("Timeout waiting for", "rendezvous-wait"),
+        ("Connection refused", "refused"),
+        ("Address already in use", "port-taken"),
+        ("NCCL WARN Connect to", "nccl-connect"),
+        ("network is unreachable", "no-route"),
+        ("Error in Store", "store-error"),
+        ("DistStoreError", "store-error"),
+        ("RendezvousConnectionError", "elastic-connection"),
+        ("RendezvousTimeout", "elastic-timeout"),
+        ("Name or service not known", "no-name"),
+        ("getaddrinfo failed", "no-name"),
+        ("Watchdog timeout", "nccl-watchdog"),
+        ("unhandled system error", "nccl-system"),
+        ("unhandled cuda error", "nccl-cuda"),
+        ("peer access is not supported", "p2p-unsupported"),
+        ("NCCL WARN Cuda failure", "nccl-cuda"),
+        ("fi_getinfo failed", "efa-missing"),
+        ("NCCL_OFI_RDMA", "ofi-error"),
+        ("Call to ibv_reg_mr failed", "ib-locked-memory"),
+        ("NET/OFI Using TCP", "ofi-tcp"),
+        ("Failed to load NCCL", "nccl-library"),
+        ("OOMKilled", "host-oom"),
+        ("CUDA out of memory", "cuda-out-of-memory"),
+        ("cudaMalloc failed", "cuda-out-of-memory"),
+        ("failed to extend /dev/shm", "shm-full"),
+        ("Bus error", "shm-full"),
+        ("NCCL function not found", "nccl-symbol"),
+        ("Incompatible NCCL version", "nccl-version"),
+        ("Could not find interface", "nccl-interface"),
+        ("world_size mismatch", "nccl-rank-count"),
+        ("doesn't have NCCL built in", "nccl-not-built"),
+        ("unlink shared memory", "shm-stale-unlink"),
+        ("Call to ncclCommAbort", "nccl-abort"),
+        ("MNNVL topology", "mnnvl"),
+        ("ENOMEM", "no-memory"),
+        ("invalid alignment", "misaligned"),
+    ] {
+        assert_eq!(ids(&read(&[("log", line)])), [id], "{line}");
+    }
+}
+
+/// Problems of users of Qwen-VL, and the rows by which they show in a log. What only shows in a
+/// result (boxes, learning rate, forgetting) has a note.
+#[test]
+fn the_problems_of_qwen_vl_have_rows() {
+    for (problem, rows) in [
+        ("ranks die of host memory", vec!["host-oom", "killed"]),
+        ("SIGBUS", vec!["shm-full"]),
+        ("a hang without peer access", vec!["nccl-watchdog", "rtx4000-p2p"]),
+        ("a hang with mixed batches", vec!["nccl-watchdog", "unused-ddp"]),
+        ("a picture that was cut off", vec!["qwen-cut-image"]),
+        ("a path that is too long", vec!["qwen-long-path"]),
+        ("a leaf variable in place", vec!["qwen-inplace"]),
+        ("a constant learning rate", vec!["deepspeed-scheduler"]),
+        ("results that do not change", vec!["adapter-not-applied"]),
+        (
+            "a merged model that does not load",
+            vec!["merged-incomplete", "qwen-tokenizer-attribute"],
+        ),
+        ("device_map", vec!["two-devices"]),
+        ("boxes that are wrong", vec!["grounding-zero"]),
+        ("V100 and bf16", vec!["no-bf16", "unscale-fp16"]),
+        ("DeepSpeed and torch", vec!["deepspeed-log-import"]),
+        ("out of memory on 24 GB", vec!["cuda-out-of-memory"]),
+        ("no checkpoint to resume", vec!["resume-missing"]),
+        ("answers known by heart", vec!["loss-zero"]),
+        ("the loss of accumulated batches", vec!["qwen-forward-argument"]),
+        ("qwen.tiktoken is missing", vec!["qwen-tiktoken", "lfs-pointer"]),
+        ("the font SimSun.ttf", vec!["qwen-font"]),
+        ("pictures of the network", vec!["picture-fetch", "picture-unreadable"]),
+    ] {
+        for id in rows {
+            assert!(patterns().iter().any(|pattern| pattern.id == id), "{problem}: {id}");
+        }
+    }
+}
+
 #[test]
 fn a_healthy_log_says_nothing() {
     let answer = read(&[("log", HEALTHY)]);
@@ -89,7 +172,8 @@ fn a_cause_wins_over_earlier_consequences() {
         assert_eq!(cause.place.to_string(), "node1.log:2");
         assert_eq!(cause.rank.as_deref(), Some("rank 3"));
         assert_eq!(ids(&answer)[1], "nccl-watchdog");
-        assert!(!answer.timed);
+        // One cause needs no order.
+        assert!(answer.ordered);
     }
 }
 
@@ -99,7 +183,7 @@ fn of_two_causes_the_earlier_one_is_first() {
     let early = "2026-11-24 10:00:01,500 ERROR\nNo CUDA GPUs are available\n";
     let answer = read(&[("a.log", late), ("b.log", early)]);
     assert_eq!(ids(&answer), ["no-gpu-visible", "too-many-files"]);
-    assert!(answer.timed);
+    assert!(answer.ordered);
     // The same in one log: what is written first is first.
     assert_eq!(
         ids(&read(&[("a.log", &[late, early].concat())])),
@@ -109,7 +193,7 @@ fn of_two_causes_the_earlier_one_is_first() {
     let other = "E1124 10:00:00.000000 7 x.py:1] No CUDA GPUs are available\n";
     let answer = read(&[("a.log", late), ("b.log", other)]);
     assert_eq!(ids(&answer), ["too-many-files", "no-gpu-visible"]);
-    assert!(!answer.timed);
+    assert!(!answer.ordered);
 }
 
 #[test]
