@@ -178,7 +178,7 @@ impl Collector {
     pub fn finish(self) -> Answer {
         let seen = Seen { sources: self.sources.len() as u64, lines: self.lines };
         let mut all: Vec<Finding> = self.found.into_values().collect();
-        let order = self::order(&all, seen.sources);
+        let order = order(&all, seen.sources);
         let when = |finding: &Finding| match (finding.stamp, order) {
             (Some(stamp), Order::Times(form)) if stamp.form == form => (stamp.ms, finding.order),
             (_, Order::Times(_)) => (i64::MAX, finding.order),
