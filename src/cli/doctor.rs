@@ -1,44 +1,44 @@
 //! `qvl doctor`: will the job run on these machines?
 
+mod asked;
 mod binary;
 mod catalog;
+mod diff;
+mod gate;
+mod observed;
 mod parity;
+mod permission;
+mod what_if;
+mod why;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
+    collections::BTreeSet,
     io::Write,
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
+    path::PathBuf,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{CliError, cluster, plan};
+pub(super) use asked::{folders, sizes};
+pub(super) use gate::{Gate, gate, stop_launch};
+pub(super) use permission::{Permission, VerdictArgs};
+
+use super::{CliError, cluster};
 use crate::{
-    data::lint,
-    doctor::{self, DataVerdict, Demand, Overall, Report, Sizes, Stack},
-    facts::{FactsFile, NodeFacts, NodeName, Place, Snapshot},
-    job::{FineTuneJob, memory},
-    probe,
+    doctor::{self, Overall, Report, Seal},
     report::{self, View},
     wire::ExitStatus,
 };
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub struct DoctorArgs {
     #[command(subcommand)]
     command: Option<DoctorCommand>,
-    /// Judge for this job; without it, for a machine alone.
-    #[arg(long, value_name = "FILE")]
-    job: Option<PathBuf>,
-    /// Number of ranks, instead of `spec.world.gpus`.
-    #[arg(long, value_name = "N")]
-    gpus: Option<u32>,
-    /// Whose trainer will run.
-    #[arg(long, value_enum, default_value_t = StackArg::Own)]
-    stack: StackArg,
+    #[command(flatten)]
+    asked: asked::JobArgs,
     /// Judge facts that were saved on other machines, one file for each node.
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["save_facts", "sysroot"])]
     facts: Vec<PathBuf>,
@@ -49,15 +49,18 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "DIR")]
     sysroot: Option<PathBuf>,
     /// Form of the report.
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = Form::Text)]
+    format: Form,
     /// Warnings and unknown checks block too.
     #[arg(long)]
     strict: bool,
     /// Accept that this check cannot be evaluated. May be given several times.
     #[arg(long, value_name = "ID")]
     allow_unknown: Vec<String>,
-    /// Leave out what differs from run to run: the time that the doctor took.
+    /// Show digests of the facts, the rules and the job that the verdict was made of.
+    #[arg(short, long)]
+    verbose: bool,
+    /// Leave out what differs from run to run: the times.
     #[arg(long)]
     reproducible: bool,
     /// Names of all nodes that must have reported.
@@ -110,20 +113,35 @@ enum DoctorCommand {
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum StackArg {
-    /// `qvl-train`.
-    Own,
-    /// The official finetune.py with DeepSpeed.
-    Official,
+    /// Say why a job failed, from its logs: the first cause, and not what followed from it.
+    Why(why::WhyArgs),
+    /// Change facts, and say which verdicts change with them.
+    WhatIf(what_if::WhatIfArgs),
+    /// Compare two files of facts, or two reports in JSON.
+    Diff(diff::DiffArgs),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
     Text,
     Json,
+}
+
+/// Forms of the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// For a terminal.
+    Text,
+    /// For programs; `qvl schema report` describes it.
+    Json,
+    /// SARIF 2.1.0, for code scanning.
+    Sarif,
+    /// JUnit XML, for CI systems.
+    Junit,
+    /// For an issue or a pull request.
+    Markdown,
+    /// One page with the fleet as a matrix.
+    Html,
 }
 
 pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
@@ -135,39 +153,55 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
             return binary::run(file, *format == Format::Json, out);
         }
         Some(DoctorCommand::Parity(args)) => return parity::run(args, out),
+        Some(DoctorCommand::Why(args)) => return why::run(args, out),
+        Some(DoctorCommand::WhatIf(args)) => return what_if::run(args, out),
+        Some(DoctorCommand::Diff(args)) => return diff::run(args, out),
         None => {}
     }
     let begin = Instant::now();
     let allowed = allowed(&args.allow_unknown)?;
-    let (demand, folders, job) = demand(args)?;
-    let report = if args.cluster {
+    let (demand, folders, job) = asked::demand(&args.asked, args.cluster)?;
+    let (report, snapshot) = if args.cluster {
         let (job, wait) = (job.as_ref(), args.wait.unwrap_or_default());
         let roster = cluster::fleet::read(&args.target, job, args.trainer.as_deref(), wait)?;
         let demand = cluster::fleet::shaped(demand, &roster, job);
         let mut report = doctor::diagnose(&roster.fleet.snapshot, &demand);
         report.leave_to_pods(roster.trainer);
-        if args.format == Format::Text {
+        if args.format == Form::Text {
             cluster::fleet::preface(&roster, &report, job, &allowed, out)?;
         }
-        report
+        (report, roster.fleet.snapshot)
     } else {
-        doctor::diagnose(&snapshot(args, folders)?, &demand)
+        let snapshot = observed::snapshot(args, folders)?;
+        (doctor::diagnose(&snapshot, &demand), snapshot)
     };
     let elapsed_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
     let elapsed_ms = (!args.reproducible).then_some(elapsed_ms);
-    let view = View { strict: args.strict, elapsed_ms, ..view(&allowed) };
+    let now = (!args.reproducible).then(unix_seconds);
+    let seal = Seal::of(&snapshot, job.as_ref(), args.asked.stack(), now);
+    let seal = (args.verbose || args.format == Form::Json).then_some(&seal);
+    let view = View { strict: args.strict, elapsed_ms, seal, ..view(&allowed) };
     match args.format {
-        Format::Text => report::text(&report, &view, out)?,
-        Format::Json => writeln!(out, "{}", report::json(&report, &view))?,
+        Form::Text => report::text(&report, &view, out)?,
+        Form::Json => writeln!(out, "{}", report::json(&report, &view))?,
+        Form::Sarif => writeln!(out, "{}", report::sarif(&report, &view))?,
+        Form::Junit => report::junit(&report, &view, out)?,
+        Form::Markdown => write!(out, "{}", report::markdown(&report, &view))?,
+        Form::Html => report::html(&report, &view, out)?,
     }
     Ok(status(&report, args.strict, &allowed))
+}
+
+fn unix_seconds() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// Text as wide as the terminal, within reason; the stream takes colours out that nobody sees.
 pub(super) fn view(allowed: &BTreeSet<String>) -> View<'_> {
     let terminal = terminal_size::terminal_size().map(|(width, _height)| usize::from(width.0));
     let width = terminal.unwrap_or(100).clamp(60, 120);
-    View { strict: false, allowed, elapsed_ms: None, color: true, width }
+    View { strict: false, allowed, elapsed_ms: None, color: true, width, seal: None }
 }
 
 fn status(report: &Report, strict: bool, allowed: &BTreeSet<String>) -> ExitStatus {
@@ -176,63 +210,6 @@ fn status(report: &Report, strict: bool, allowed: &BTreeSet<String>) -> ExitStat
         Overall::Unknown => ExitStatus::Unknown,
         Overall::Blocked => ExitStatus::Blocked,
     }
-}
-
-/// What the doctor said before a launch.
-pub(super) enum Gate {
-    /// The job may start. Facts and verdict as JSON, for the report.
-    Open { facts: String, verdict: String },
-    /// It must not.
-    Closed(ExitStatus),
-}
-
-/// Judges this machine for a planned job before anything is started.
-pub(super) fn gate(
-    planned: &plan::Plan,
-    folder: &Path,
-    trainer: &Path,
-    allow_unknown: &[String],
-    out: &mut impl Write,
-) -> Result<Gate, CliError> {
-    let options = probe::Options {
-        program: Some(std::env::current_exe()?),
-        trainer: Some(trainer.to_owned()),
-        folders: folders(&planned.job, folder),
-        ..probe::Options::default()
-    };
-    let facts = probe::node(&options);
-    let node = probe::name(&facts);
-    let saved = facts_file(&node, &facts, "this machine".to_owned());
-    let nodes = BTreeMap::from([(node, facts)]);
-    let snapshot = Snapshot { nodes, expected: BTreeSet::new() };
-    let report = doctor::diagnose(&snapshot, &Demand::of(&planned.job, sizes(planned, folder)));
-    if let Some(refused) = stop_launch(&report, allow_unknown, out)? {
-        return Ok(Gate::Closed(refused));
-    }
-    let verdict = report::json(&report, &view(&allowed(allow_unknown)?));
-    Ok(Gate::Open { facts: saved, verdict })
-}
-
-/// Says what is wrong, and whether a launch must stop because of it.
-pub(super) fn stop_launch(
-    report: &Report,
-    allow_unknown: &[String],
-    out: &mut impl Write,
-) -> Result<Option<ExitStatus>, CliError> {
-    let allowed = allowed(allow_unknown)?;
-    report::problems(report, &view(&allowed), out)?;
-    writeln!(out, "{}", report::summary(report))?;
-    let hint = match report.overall(false, &allowed) {
-        Overall::Ready => return Ok(None),
-        Overall::Blocked => {
-            "blocked: nothing was started; `qvl doctor --job FILE` shows all checks"
-        }
-        Overall::Unknown => {
-            "nothing was started: a check that the job needs is unknown; --allow-unknown ID accepts it"
-        }
-    };
-    writeln!(out, "{hint}")?;
-    Ok(Some(status(report, false, &allowed)))
 }
 
 /// Ids that may be unknown; a misspelt one would silently allow nothing.
@@ -250,149 +227,4 @@ fn find(id: &str) -> Result<&'static doctor::Rule, CliError> {
         CliError::new(ExitStatus::Usage, format!("there is no check `{id}`"))
             .hint(format!("did you mean `{nearest}`? `qvl doctor list` shows all"))
     })
-}
-
-/// What is asked for, the folders that the job uses, and the job itself, if one is given.
-type Asked = (Demand, Vec<(Place, PathBuf)>, Option<FineTuneJob>);
-
-fn demand(args: &DoctorArgs) -> Result<Asked, CliError> {
-    let stack = match args.stack {
-        StackArg::Own => Stack::Own,
-        StackArg::Official => Stack::Official,
-    };
-    let Some(path) = &args.job else {
-        let folders = vec![(Place::Temporary, std::env::temp_dir())];
-        return Ok((Demand { stack, ranks: args.gpus, ..Demand::default() }, folders, None));
-    };
-    let folder = path.parent().filter(|path| !path.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    let job = plan::read_job(path, args.gpus)?;
-    if args.cluster && !folder.join(&job.spec.model.path).exists() {
-        // Model and data lie on volumes of the cluster: their sizes are not known here.
-        let demand = Demand { stack, ..Demand::of(&job, Sizes::default()) };
-        return Ok((demand, Vec::new(), Some(job)));
-    }
-    let planned = plan::make(job, folder)?;
-    let demand = Demand { stack, ..Demand::of(&planned.job, sizes(&planned, folder)) };
-    let folders = folders(&planned.job, folder);
-    Ok((demand, folders, Some(planned.job)))
-}
-
-/// The folders and files that a job reads and writes.
-pub(super) fn folders(job: &FineTuneJob, folder: &Path) -> Vec<(Place, PathBuf)> {
-    let spec = &job.spec;
-    let mut folders = vec![
-        (Place::Temporary, std::env::temp_dir()),
-        (Place::Output, folder.join(&spec.output)),
-        (Place::Model, folder.join(&spec.model.path)),
-    ];
-    let sets = spec.data.train.iter().map(|set| &set.path);
-    let sets = sets.chain(spec.data.eval.iter().map(|set| &set.path));
-    folders.extend(sets.map(|path| (Place::Data, folder.join(path))));
-    folders
-}
-
-pub(super) fn sizes(planned: &plan::Plan, folder: &Path) -> Sizes {
-    let blocking = |finding: &&lint::Finding| finding.severity == lint::Severity::Block;
-    let findings = &planned.data.findings;
-    let blocks = findings.iter().filter(blocking).count();
-    let worst = findings.iter().find(blocking).or(findings.first());
-    Sizes {
-        rank_memory_bytes: Some(planned.memory.total()),
-        model_file_bytes: weight_bytes(&folder.join(&planned.job.spec.model.path)),
-        trained_parameters: Some(memory::trained_parameters(&planned.job, &planned.shape)),
-        data: Some(DataVerdict {
-            blocking: blocks as u64,
-            warnings: (findings.len() - blocks) as u64,
-            worst: worst.map(|f| format!("{} `{}`: {}", f.file, f.sample, f.what)),
-        }),
-    }
-}
-
-/// Size of all weight files of a release; `None` if there is none to measure.
-fn weight_bytes(base: &Path) -> Option<u64> {
-    let entries = fs::read_dir(base).ok()?.flatten();
-    let weights = entries.filter(|entry| {
-        let name = entry.file_name();
-        Path::new(&name).extension().is_some_and(|e| e == "safetensors" || e == "bin")
-    });
-    let sizes: Vec<u64> =
-        weights.filter_map(|entry| fs::metadata(entry.path()).ok()).map(|m| m.len()).collect();
-    (!sizes.is_empty()).then(|| sizes.iter().sum())
-}
-
-fn snapshot(args: &DoctorArgs, folders: Vec<(Place, PathBuf)>) -> Result<Snapshot, CliError> {
-    let expected = args.expect_nodes.iter().cloned().map(NodeName).collect();
-    if !args.facts.is_empty() {
-        return Ok(Snapshot { nodes: replay(&args.facts)?, expected });
-    }
-    let root = args.sysroot.clone().unwrap_or_else(|| PathBuf::from("/"));
-    if !root.is_dir() {
-        let what = format!("`{}` is not a folder", root.display());
-        return Err(CliError::new(ExitStatus::Usage, what)
-            .hint("--sysroot must be the root of a file tree, with proc and sys in it"));
-    }
-    let program = std::env::current_exe()?;
-    let beside = program.with_file_name("qvl-train");
-    let trainer = args.trainer.clone().or_else(|| beside.exists().then_some(beside));
-    let hashes = args.save_facts.is_some();
-    let official = (args.stack == StackArg::Official)
-        .then(|| probe::Official { python: args.python.clone(), script: args.script.clone() });
-    let (reach, program) = (args.reach.clone(), Some(program));
-    let driver = probe::Options { program, reach, official, ..probe::Options::default() };
-    let options = probe::Options { root, trainer, folders, hashes, ..driver };
-    let facts = probe::node(&options);
-    let node = probe::name(&facts);
-    if let Some(path) = &args.save_facts {
-        let origin = match &args.sysroot {
-            Some(root) => format!("files below {}", root.display()),
-            None => "this machine".to_owned(),
-        };
-        fs::write(path, facts_file(&node, &facts, origin)).map_err(|error| {
-            let what = format!("failed to write facts to `{}`", path.display());
-            CliError::of(ExitStatus::Usage, anyhow::Error::new(error).context(what))
-        })?;
-    }
-    Ok(Snapshot { nodes: BTreeMap::from([(node, facts)]), expected })
-}
-
-/// Facts in the form that `--facts` reads.
-fn facts_file(node: &NodeName, facts: &NodeFacts, origin: String) -> String {
-    let (node, facts) = (node.clone(), facts.clone());
-    let file = FactsFile { format: FactsFile::VERSION, origin, node, facts };
-    serde_json::to_string_pretty(&file).expect("plain data") + "\n"
-}
-
-/// Reads facts of several machines.
-fn replay(paths: &[PathBuf]) -> Result<BTreeMap<NodeName, NodeFacts>, CliError> {
-    let mut nodes = BTreeMap::new();
-    for path in paths {
-        let file = read_facts(path)?;
-        let name = file.node.clone();
-        if nodes.insert(file.node, file.facts).is_some() {
-            let what = format!("`{}` is about `{name}`, as a file before it", path.display());
-            return Err(CliError::new(ExitStatus::Usage, what).hint("give one file for each node"));
-        }
-    }
-    Ok(nodes)
-}
-
-fn read_facts(path: &Path) -> Result<FactsFile, CliError> {
-    let failed = |error: anyhow::Error| {
-        let what = format!("failed to read facts from `{}`", path.display());
-        CliError::of(ExitStatus::Usage, error.context(what))
-            .hint("`qvl doctor --save-facts FILE` writes such a file")
-    };
-    let text = fs::read_to_string(path).map_err(|error| failed(error.into()))?;
-    let value: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
-    let format = value.get("format").and_then(serde_json::Value::as_u64);
-    if format != Some(u64::from(FactsFile::VERSION)) {
-        let found = format.map_or("none".to_owned(), |format| format.to_string());
-        return Err(failed(anyhow::Error::msg(format!(
-            "format {found}, this program reads {}",
-            FactsFile::VERSION
-        ))));
-    }
-    serde_path_to_error::deserialize(value).map_err(|error| failed(error.into()))
 }

@@ -45,6 +45,8 @@ pub struct LaunchArgs {
     #[arg(long, value_name = "ID")]
     allow_unknown: Vec<String>,
     #[command(flatten)]
+    verdict: doctor::VerdictArgs,
+    #[command(flatten)]
     how: How,
     #[command(flatten, next_help_heading = "In a cluster")]
     cluster: cluster::launch::ClusterLaunch,
@@ -85,6 +87,7 @@ pub(super) fn run(args: &LaunchArgs) -> Result<ExitStatus, CliError> {
     }
     args.cluster.refuse_local()?;
     let job = plan::read_job(&args.job, args.gpus)?;
+    let permission = args.verdict.read(&job)?;
     let trainer = trainer(args.how.trainer.as_deref())?;
     let folder = args.job.parent().filter(|path| !path.as_os_str().is_empty());
     let folder = absolute(folder.unwrap_or(Path::new(".")))?;
@@ -95,7 +98,14 @@ pub(super) fn run(args: &LaunchArgs) -> Result<ExitStatus, CliError> {
     }
     // The event stream has stdout to itself.
     let mut out = anstream::stderr();
-    let gate = doctor::gate(&planned, &folder, &trainer, &args.allow_unknown, &mut out)?;
+    let gate = doctor::gate(
+        &planned,
+        &folder,
+        &trainer,
+        &args.allow_unknown,
+        permission.as_ref(),
+        &mut out,
+    )?;
     let (facts, verdict) = match gate {
         Gate::Open { facts, verdict } => (facts, verdict),
         Gate::Closed(refused) => return Ok(refused),
@@ -132,6 +142,7 @@ fn in_cluster(args: &LaunchArgs) -> Result<ExitStatus, CliError> {
         output: args.how.output,
         detach: args.how.detach,
         allow_unknown: &args.allow_unknown,
+        verdict: &args.verdict,
         options: &args.cluster,
     }))
 }

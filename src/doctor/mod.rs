@@ -6,6 +6,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod causes;
+mod compare;
 mod demand;
 mod floor;
 mod gpus;
@@ -14,19 +15,23 @@ mod pods;
 mod report;
 mod rule;
 mod rules;
+mod seal;
 mod table;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod why;
 
 pub use causes::{Cause, causes};
+pub use compare::{Turn, turns};
 pub use demand::{BatchNeed, CheckpointNeed, DataVerdict, Demand, Sizes, Stack};
 pub use floor::{Floor, Reason, floor};
 pub use judgement::{Evidence, Judgement, Outcome, Problem, Stop, Value};
 pub use report::{CheckResult, Counts, Overall, Report, Subject, Verdict};
 pub use rule::{Agreement, Applies, Area, Check, Rule, Severity};
 pub use rules::RULES;
+pub use seal::{Seal, digest, job_digest, rules_digest};
 pub use table::bytes as human_bytes;
 
 use std::collections::BTreeMap;

@@ -224,6 +224,8 @@ mod tests {
             ("deepspeed", include_str!("data/deepspeed.tsv")),
             ("cudarc", include_str!("data/cudarc.tsv")),
             ("causes", include_str!("data/causes.tsv")),
+            ("log_patterns", include_str!("data/log_patterns.tsv")),
+            ("exit_codes", include_str!("data/exit_codes.tsv")),
         ] {
             assert!(text.contains("# source: ") && text.contains("# read: 20"), "{name}");
             let names = text.lines().find(|line| !line.starts_with('#')).unwrap();

@@ -5,6 +5,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod cuda;
+mod edit;
 mod fact;
 mod gpu;
 mod host;
@@ -21,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 pub use cuda::{CudaFacts, CudaState};
+pub use edit::{Difference, EditError, differences, edited};
 pub use fact::{Fact, Unread};
 pub use gpu::{
     ComputeMode, DriverFacts, EccMode, GpuFacts, GpuHandle, GpuProcess, KernelModule, MigMode,

@@ -42,8 +42,31 @@ struct Document<'r> {
     elapsed_ms: Option<u64>,
     /// Results by verdict.
     counts: Counts,
+    /// What the verdict was made of; `qvl launch --verdict` compares it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seal: Option<Sealed>,
     /// One result for each check and subject, sorted by area, check and subject.
     checks: Vec<Check<'r>>,
+}
+
+/// Digests of what went into the verdict, each `sha256:` and 64 digits. They show what was mixed
+/// up or edited; they are no signature.
+#[derive(Clone, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+struct Sealed {
+    /// Of the facts of all nodes.
+    facts: String,
+    /// Of the table of rules, with the version of the program.
+    rules: String,
+    /// Of the job; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job: Option<String>,
+    /// Seconds since the Unix epoch; absent with `--reproducible`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unix_seconds: Option<i64>,
+    /// Of this whole report without this field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digest: Option<String>,
 }
 
 /// Verdict on the whole.
@@ -178,8 +201,20 @@ enum Value {
 
 /// The report as pretty JSON.
 pub fn json(report: &Report, view: &View<'_>) -> String {
+    let mut document = document(report, view);
+    let digest = document.seal.is_some().then(|| {
+        let text = serde_json::to_string(&document).expect("plain data");
+        doctor::digest(&serde_json::from_str(&text).expect("just written"))
+    });
+    if let Some(seal) = &mut document.seal {
+        seal.digest = digest;
+    }
+    serde_json::to_string_pretty(&document).expect("plain data")
+}
+
+fn document<'r>(report: &'r Report, view: &View<'_>) -> Document<'r> {
     let doctor::Counts { pass, warn, fail, unknown, skipped } = report.counts();
-    let document = Document {
+    Document {
         v: JSON_VERSION,
         verdict: match report.overall(view.strict, view.allowed) {
             Overall::Ready => Whole::Ready,
@@ -198,9 +233,15 @@ pub fn json(report: &Report, view: &View<'_>) -> String {
         coverage: report.coverage(),
         elapsed_ms: view.elapsed_ms,
         counts: Counts { pass, warn, fail, unknown, skipped },
+        seal: view.seal.map(|seal| Sealed {
+            facts: seal.facts.clone(),
+            rules: seal.rules.clone(),
+            job: seal.job.clone(),
+            unix_seconds: seal.unix_seconds,
+            digest: None,
+        }),
         checks: report.results.iter().map(check).collect(),
-    };
-    serde_json::to_string_pretty(&document).expect("plain data")
+    }
 }
 
 /// The JSON Schema of [`json`].

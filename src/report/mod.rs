@@ -1,13 +1,27 @@
-//! Renders a doctor's report: text for people, JSON for programs.
+//! Renders a doctor's report: text, Markdown and HTML for people, JSON, SARIF and JUnit for programs.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod changes;
+mod html;
 mod json;
+mod junit;
+mod markdown;
+mod sarif;
 mod text;
+pub mod verdict;
+pub mod why;
+mod words;
 mod wrap;
 
 use std::collections::BTreeSet;
 
+use crate::doctor::Seal;
+
+pub use html::html;
 pub use json::{JSON_VERSION, json, schema};
+pub use junit::junit;
+pub use markdown::markdown;
+pub use sarif::sarif;
 pub use text::{problems, summary, text};
 
 /// How a report is looked at.
@@ -24,4 +38,6 @@ pub struct View<'v> {
     pub color: bool,
     /// Columns of text.
     pub width: usize,
+    /// What the verdict was made of; `None` where nobody will ask.
+    pub seal: Option<&'v Seal>,
 }

@@ -8,15 +8,11 @@ use std::{
 use anstyle::{AnsiColor, Style};
 
 use super::{
-    View,
+    View, words,
     wrap::{cut, wrap},
 };
-use crate::{
-    doctor::{
-        Area, CheckResult, Counts, Overall, Problem, Report, Rule, Severity, Subject, Value,
-        Verdict,
-    },
-    job::Compute,
+use crate::doctor::{
+    Area, CheckResult, Counts, Overall, Problem, Report, Rule, Severity, Subject, Value, Verdict,
 };
 
 /// Columns of the verdict and of the id.
@@ -55,7 +51,7 @@ fn paint(view: &View<'_>, style: Style, text: &str) -> String {
 
 /// Writes the whole report.
 pub fn text(report: &Report, view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "{}", paint(view, BOLD, &asked(report)))?;
+    writeln!(out, "{}", paint(view, BOLD, &format!("qvl doctor: {}", words::asked(report))))?;
     for line in wrap(&report.driver, view.width) {
         writeln!(out, "{line}")?;
     }
@@ -78,7 +74,18 @@ pub fn text(report: &Report, view: &View<'_>, out: &mut impl Write) -> io::Resul
     if let Some(ms) = view.elapsed_ms {
         writeln!(out, "looked and judged in {ms} ms")?;
     }
+    seal(view, out)?;
     verdict(report, view, out)
+}
+
+/// Digests of what the verdict was made of.
+fn seal(view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
+    let Some(seal) = view.seal else { return Ok(()) };
+    let job = seal.job.as_deref().unwrap_or("none");
+    for (name, digest) in [("facts", seal.facts.as_str()), ("rules", &seal.rules), ("job", job)] {
+        writeln!(out, "{name:<6}{}", paint(view, DIM, digest))?;
+    }
+    Ok(())
 }
 
 /// Writes what is wrong and what is not known, and nothing else.
@@ -111,26 +118,6 @@ fn by_rule(report: &Report) -> Vec<(&'static Rule, Vec<&CheckResult>)> {
         }
     }
     groups
-}
-
-fn asked(report: &Report) -> String {
-    let device = match report.compute {
-        Compute::Cpu => "CPUs",
-        Compute::Cuda | Compute::Auto => "GPUs",
-    };
-    let ranks = match report.ranks {
-        Some(1) => format!("1 rank on {device}"),
-        Some(ranks) => format!("{ranks} ranks on {device}"),
-        None => format!("judged for {device}"),
-    };
-    let nodes = match report.nodes.as_slice() {
-        [node] if report.missing.is_empty() => format!("node {node}"),
-        nodes => format!("{} nodes", nodes.len() + report.missing.len()),
-    };
-    match &report.job {
-        Some(job) => format!("qvl doctor: job {job}, {ranks}, {nodes}"),
-        None => format!("qvl doctor: {nodes}, {ranks}, without a job (--job FILE)"),
-    }
 }
 
 /// One line for all subjects that passed.

@@ -110,6 +110,7 @@ pub(crate) struct Order<'o> {
     pub output: Output,
     pub detach: bool,
     pub allow_unknown: &'o [String],
+    pub verdict: &'o doctor::VerdictArgs,
     pub options: &'o ClusterLaunch,
 }
 
@@ -129,9 +130,8 @@ fn ranks(order: &Order<'_>) -> Result<Option<u32>, CliError> {
 pub(crate) async fn launch(order: Order<'_>) -> Result<ExitStatus, CliError> {
     let options = order.options;
     let mut job = job_plan::read_job(order.job, ranks(&order)?)?;
-    if let Some(queue) = &options.queue {
-        job.spec.cluster.queue = Some(queue.clone());
-    }
+    let permission = order.verdict.read(&job)?;
+    job.spec.cluster.queue = options.queue.clone().or(job.spec.cluster.queue);
     let cluster = connect(&options.target).await?;
     let name = job.metadata.name.clone();
     refuse_existing(&cluster, &name).await?;
@@ -143,6 +143,7 @@ pub(crate) async fn launch(order: Order<'_>) -> Result<ExitStatus, CliError> {
     place::print(&decided, &job, &mut out)?;
     let waits = options.timeout.is_some() || job.spec.cluster.queue.is_some();
     refuse_misfit(&decided, waits)?;
+    doctor::Permission::check_placed(permission, decided.placement(), &mut out)?;
     if let Some(placement) = decided.placement() {
         let closed =
             fleet::gate(&world, &job, placement, checked.as_ref(), order.allow_unknown, &mut out)?;

@@ -14,7 +14,7 @@ pub(crate) mod launch;
 mod objects;
 mod observe;
 mod place;
-mod plan;
+pub(crate) mod plan;
 mod quantity;
 pub(crate) mod record;
 mod redact;

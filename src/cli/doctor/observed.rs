@@ -1,0 +1,113 @@
+//! Facts: of this machine, of files that were saved on others, and how they are saved.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::DoctorArgs;
+use crate::{
+    cli::CliError,
+    doctor::Stack,
+    facts::{FactsFile, NodeFacts, NodeName, Place, Snapshot},
+    probe,
+    wire::ExitStatus,
+};
+
+pub(super) fn snapshot(
+    args: &DoctorArgs,
+    folders: Vec<(Place, PathBuf)>,
+) -> Result<Snapshot, CliError> {
+    let expected = args.expect_nodes.iter().cloned().map(NodeName).collect();
+    if !args.facts.is_empty() {
+        return Ok(Snapshot { nodes: replay(&args.facts)?, expected });
+    }
+    let root = args.sysroot.clone().unwrap_or_else(|| PathBuf::from("/"));
+    if !root.is_dir() {
+        let what = format!("`{}` is not a folder", root.display());
+        return Err(CliError::new(ExitStatus::Usage, what)
+            .hint("--sysroot must be the root of a file tree, with proc and sys in it"));
+    }
+    let program = std::env::current_exe()?;
+    let beside = program.with_file_name("qvl-train");
+    let trainer = args.trainer.clone().or_else(|| beside.exists().then_some(beside));
+    let hashes = args.save_facts.is_some();
+    let official = (args.asked.stack() == Stack::Official)
+        .then(|| probe::Official { python: args.python.clone(), script: args.script.clone() });
+    let (reach, program) = (args.reach.clone(), Some(program));
+    let driver = probe::Options { program, reach, official, ..probe::Options::default() };
+    let options = probe::Options { root, trainer, folders, hashes, ..driver };
+    let facts = probe::node(&options);
+    let node = probe::name(&facts);
+    if let Some(path) = &args.save_facts {
+        let origin = match &args.sysroot {
+            Some(root) => format!("files below {}", root.display()),
+            None => "this machine".to_owned(),
+        };
+        fs::write(path, facts_file(&node, &facts, origin)).map_err(|error| {
+            let what = format!("failed to write facts to `{}`", path.display());
+            CliError::of(ExitStatus::Usage, anyhow::Error::new(error).context(what))
+        })?;
+    }
+    Ok(Snapshot { nodes: BTreeMap::from([(node, facts)]), expected })
+}
+
+/// Facts in the form that `--facts` reads.
+pub(super) fn facts_file(node: &NodeName, facts: &NodeFacts, origin: String) -> String {
+    let (node, facts) = (node.clone(), facts.clone());
+    let file = FactsFile { format: FactsFile::VERSION, origin, node, facts };
+    serde_json::to_string_pretty(&file).expect("plain data") + "\n"
+}
+
+/// Reads facts of several machines.
+pub(super) fn replay(paths: &[PathBuf]) -> Result<BTreeMap<NodeName, NodeFacts>, CliError> {
+    let mut nodes = BTreeMap::new();
+    for path in paths {
+        let file = read_facts(path)?;
+        let name = file.node.clone();
+        if nodes.insert(file.node, file.facts).is_some() {
+            let what = format!("`{}` is about `{name}`, as a file before it", path.display());
+            return Err(CliError::new(ExitStatus::Usage, what).hint("give one file for each node"));
+        }
+    }
+    Ok(nodes)
+}
+
+pub(super) fn read_facts(path: &Path) -> Result<FactsFile, CliError> {
+    let failed = |error: anyhow::Error| {
+        let what = format!("failed to read facts from `{}`", path.display());
+        CliError::of(ExitStatus::Usage, error.context(what))
+            .hint("`qvl doctor --save-facts FILE` writes such a file")
+    };
+    let text = fs::read_to_string(path).map_err(|error| failed(error.into()))?;
+    let value: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+    let format = value.get("format").and_then(serde_json::Value::as_u64);
+    if format != Some(u64::from(FactsFile::VERSION)) {
+        let found = format.map_or("none".to_owned(), |format| format.to_string());
+        return Err(failed(anyhow::Error::msg(format!(
+            "format {found}, this program reads {}",
+            FactsFile::VERSION
+        ))));
+    }
+    serde_path_to_error::deserialize(value).map_err(|error| failed(error.into()))
+}
+
+/// Facts of saved files, or of this machine if there are none.
+pub(super) fn saved_or_own(
+    saved: &[PathBuf],
+    folders: Vec<(Place, PathBuf)>,
+) -> Result<Snapshot, CliError> {
+    if !saved.is_empty() {
+        return Ok(Snapshot { nodes: replay(saved)?, ..Snapshot::default() });
+    }
+    let program = std::env::current_exe()?;
+    let beside = program.with_file_name("qvl-train");
+    let trainer = beside.exists().then_some(beside);
+    let options =
+        probe::Options { program: Some(program), trainer, folders, ..probe::Options::default() };
+    let facts = probe::node(&options);
+    let nodes = BTreeMap::from([(probe::name(&facts), facts)]);
+    Ok(Snapshot { nodes, ..Snapshot::default() })
+}
