@@ -2,6 +2,8 @@
 
 mod binary;
 mod catalog;
+mod fleet;
+mod replay;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +18,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::{CliError, cluster, plan};
 use crate::{
     data::lint,
-    doctor::{self, DataVerdict, Demand, Overall, Report, Sizes, Stack},
+    doctor::{self, DataVerdict, Demand, Overall, Report, Seen, Sizes, Stack},
     facts::{FactsFile, NodeFacts, NodeName, Place, Snapshot},
     job::{FineTuneJob, memory},
     probe,
@@ -135,19 +137,25 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
     }
     let begin = Instant::now();
     let allowed = allowed(&args.allow_unknown)?;
-    let (demand, folders, job) = demand(args)?;
+    let (demand, folders, known) = demand(args)?;
     let report = if args.cluster {
-        let (job, wait) = (job.as_ref(), args.wait.unwrap_or_default());
+        let (job, wait) = (known.job.as_ref(), args.wait.unwrap_or_default());
         let roster = cluster::fleet::read(&args.target, job, args.trainer.as_deref(), wait)?;
         let demand = cluster::fleet::shaped(demand, &roster, job);
-        let mut report = doctor::diagnose(&roster.fleet.snapshot, &demand);
+        let snapshot = &roster.fleet.snapshot;
+        let mut report = doctor::diagnose(snapshot, &demand);
         report.leave_to_pods(roster.trainer);
+        let seen = Seen { rank: false, trainer: roster.trainer };
+        fleet::add(&mut report, snapshot, &demand, &known, &allowed, seen);
         if args.format == Format::Text {
             cluster::fleet::preface(&roster, &report, job, &allowed, out)?;
         }
         report
     } else {
-        doctor::diagnose(&snapshot(args, folders)?, &demand)
+        let snapshot = snapshot(args, folders)?;
+        let mut report = doctor::diagnose(&snapshot, &demand);
+        fleet::add(&mut report, &snapshot, &demand, &known, &allowed, Seen::ALL);
+        report
     };
     let elapsed_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
     let elapsed_ms = (!args.reproducible).then_some(elapsed_ms);
@@ -248,8 +256,8 @@ fn find(id: &str) -> Result<&'static doctor::Rule, CliError> {
     })
 }
 
-/// What is asked for, the folders that the job uses, and the job itself, if one is given.
-type Asked = (Demand, Vec<(Place, PathBuf)>, Option<FineTuneJob>);
+/// What is asked for, the folders that the job uses, and the job and its plan.
+type Asked = (Demand, Vec<(Place, PathBuf)>, fleet::Known);
 
 fn demand(args: &DoctorArgs) -> Result<Asked, CliError> {
     let stack = match args.stack {
@@ -258,7 +266,8 @@ fn demand(args: &DoctorArgs) -> Result<Asked, CliError> {
     };
     let Some(path) = &args.job else {
         let folders = vec![(Place::Temporary, std::env::temp_dir())];
-        return Ok((Demand { stack, ranks: args.gpus, ..Demand::default() }, folders, None));
+        let demand = Demand { stack, ranks: args.gpus, ..Demand::default() };
+        return Ok((demand, folders, fleet::Known { job: None, planned: None }));
     };
     let folder = path.parent().filter(|path| !path.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
@@ -266,12 +275,17 @@ fn demand(args: &DoctorArgs) -> Result<Asked, CliError> {
     if args.cluster && !folder.join(&job.spec.model.path).exists() {
         // Model and data lie on volumes of the cluster: their sizes are not known here.
         let demand = Demand { stack, ..Demand::of(&job, Sizes::default()) };
-        return Ok((demand, Vec::new(), Some(job)));
+        return Ok((demand, Vec::new(), fleet::Known { job: Some(job), planned: None }));
     }
     let planned = plan::make(job, folder)?;
-    let demand = Demand { stack, ..Demand::of(&planned.job, sizes(&planned, folder)) };
+    let mut sizes = sizes(&planned, folder);
+    if stack == Stack::Official {
+        sizes.rank_memory_bytes = fleet::official(&planned).or(sizes.rank_memory_bytes);
+    }
+    let demand = Demand { stack, ..Demand::of(&planned.job, sizes) };
     let folders = folders(&planned.job, folder);
-    Ok((demand, folders, Some(planned.job)))
+    let job = Some(planned.job.clone());
+    Ok((demand, folders, fleet::Known { job, planned: Some(planned) }))
 }
 
 /// The folders and files that a job reads and writes.
@@ -320,7 +334,7 @@ fn weight_bytes(base: &Path) -> Option<u64> {
 fn snapshot(args: &DoctorArgs, folders: Vec<(Place, PathBuf)>) -> Result<Snapshot, CliError> {
     let expected = args.expect_nodes.iter().cloned().map(NodeName).collect();
     if !args.facts.is_empty() {
-        return Ok(Snapshot { nodes: replay(&args.facts)?, expected });
+        return Ok(Snapshot { nodes: replay::nodes(&args.facts)?, expected });
     }
     let root = args.sysroot.clone().unwrap_or_else(|| PathBuf::from("/"));
     if !root.is_dir() {
@@ -357,38 +371,4 @@ fn facts_file(node: &NodeName, facts: &NodeFacts, origin: String) -> String {
     let (node, facts) = (node.clone(), facts.clone());
     let file = FactsFile { format: FactsFile::VERSION, origin, node, facts };
     serde_json::to_string_pretty(&file).expect("plain data") + "\n"
-}
-
-/// Reads facts of several machines.
-fn replay(paths: &[PathBuf]) -> Result<BTreeMap<NodeName, NodeFacts>, CliError> {
-    let mut nodes = BTreeMap::new();
-    for path in paths {
-        let file = read_facts(path)?;
-        let name = file.node.clone();
-        if nodes.insert(file.node, file.facts).is_some() {
-            let what = format!("`{}` is about `{name}`, as a file before it", path.display());
-            return Err(CliError::new(ExitStatus::Usage, what).hint("give one file for each node"));
-        }
-    }
-    Ok(nodes)
-}
-
-fn read_facts(path: &Path) -> Result<FactsFile, CliError> {
-    let failed = |error: anyhow::Error| {
-        let what = format!("failed to read facts from `{}`", path.display());
-        CliError::of(ExitStatus::Usage, error.context(what))
-            .hint("`qvl doctor --save-facts FILE` writes such a file")
-    };
-    let text = fs::read_to_string(path).map_err(|error| failed(error.into()))?;
-    let value: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
-    let format = value.get("format").and_then(serde_json::Value::as_u64);
-    if format != Some(u64::from(FactsFile::VERSION)) {
-        let found = format.map_or("none".to_owned(), |format| format.to_string());
-        return Err(failed(anyhow::Error::msg(format!(
-            "format {found}, this program reads {}",
-            FactsFile::VERSION
-        ))));
-    }
-    serde_path_to_error::deserialize(value).map_err(|error| failed(error.into()))
 }

@@ -4,7 +4,7 @@ use std::io::{Result, Write};
 
 use super::{plan::Plan, view::count};
 use crate::job::{
-    memory,
+    Compute, memory,
     plan::{JobPlan, RatePoint, StagePlan},
 };
 
@@ -13,6 +13,8 @@ const COLUMNS: usize = 64;
 const ROWS: usize = 5;
 /// Width of the bar of the largest part of the memory.
 const BAR: u64 = 24;
+/// Usable memory of usual GPUs, in GiB.
+const USUAL: [u64; 6] = [16, 24, 32, 40, 48, 80];
 /// Steps of a list that are shown before and after the dots.
 const SHOWN: usize = 4;
 
@@ -145,7 +147,31 @@ fn memory_table(plan: &Plan, out: &mut impl Write) -> Result<()> {
         writeln!(out, "  {name:<width$} {bytes:>10}  {bar:<24}  {from}")?;
     }
     let total = human(plan.memory.total());
-    writeln!(out, "  {:<width$} {total:>10}  and about 1 GiB for a CUDA context on a GPU", "total")
+    writeln!(
+        out,
+        "  {:<width$} {total:>10}  and about 1 GiB for a CUDA context on a GPU",
+        "total"
+    )?;
+    if plan.job.spec.world.compute == Compute::Cpu { Ok(()) } else { largest_jobs(plan, out) }
+}
+
+/// The largest job on GPUs of usual sizes; `qvl doctor --job` says it for the GPUs that are there.
+fn largest_jobs(plan: &Plan, out: &mut impl Write) -> Result<()> {
+    writeln!(out, "\nlargest that fits, with a CUDA context and a reserve of 5 %")?;
+    for gibibytes in USUAL {
+        let usable = gibibytes << 30;
+        let text = match (plan.most_samples(usable), plan.most_tokens(usable)) {
+            (None, None) => "nothing".to_owned(),
+            (samples, tokens) => {
+                let samples = samples.map_or("no".to_owned(), |n| format!("batch.unit {n}"));
+                let tokens = tokens.map_or("no".to_owned(), thousands);
+                let longest = thousands(plan.longest);
+                format!("{samples} with samples of {longest} tokens; {tokens} tokens a sample")
+            }
+        };
+        writeln!(out, "  {gibibytes:>3} GiB  {text}")?;
+    }
+    Ok(())
 }
 
 /// A bar of so many eighths of a column.
@@ -247,7 +273,15 @@ spec:
         }];
         let memory = memory::plan(&job, &shape, 1024, Dtype::Bf16);
         let steps = job::plan::plan(&job, &sets);
-        Plan { job, shape, memory, data: LintReport::default(), steps }
+        Plan {
+            job,
+            shape,
+            memory,
+            longest: 1024,
+            dtype: Dtype::Bf16,
+            data: LintReport::default(),
+            steps,
+        }
     }
 
     #[test]

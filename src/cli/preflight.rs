@@ -175,6 +175,7 @@ mod tests {
             problems: Vec::new(),
             unknown: Vec::new(),
             evidence: Vec::new(),
+            conflicts: Vec::new(),
             skipped: None,
         }
     }

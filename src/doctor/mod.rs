@@ -6,7 +6,10 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod causes;
+mod change;
 mod demand;
+mod drift;
+mod fit;
 mod floor;
 mod gpus;
 mod judgement;
@@ -21,9 +24,12 @@ mod testing;
 mod tests;
 
 pub use causes::{Cause, causes};
+pub use change::{Action, Ask, Change, Choice, Excluded, Hindrance, Remedy, Shape, remedy};
 pub use demand::{BatchNeed, CheckpointNeed, DataVerdict, Demand, Sizes, Stack};
+pub use drift::{Difference, Drift, Group, KEYS, Key, Label, Matters, Scope, Seen, drift};
+pub use fit::{Largest, MemoryFit, ProductFit, memory_fit};
 pub use floor::{Floor, Reason, floor};
-pub use judgement::{Evidence, Judgement, Outcome, Problem, Stop, Value};
+pub use judgement::{Conflict, Evidence, Judgement, Outcome, Problem, Side, Stop, Value};
 pub use report::{CheckResult, Counts, Overall, Report, Subject, Verdict};
 pub use rule::{Agreement, Applies, Area, Check, Rule, Severity};
 pub use rules::RULES;
@@ -64,6 +70,9 @@ pub fn diagnose(snapshot: &Snapshot, demand: &Demand) -> Report {
         nodes: snapshot.nodes.keys().cloned().collect(),
         missing: snapshot.missing().cloned().collect(),
         results,
+        memory: None,
+        drift: None,
+        remedy: None,
     }
 }
 
@@ -135,7 +144,14 @@ fn compare(
             see: agreement.see.to_owned(),
         }],
     };
-    Judgement { problems, unknown: Vec::new(), evidence }
+    let conflicts = if problems.is_empty() {
+        Vec::new()
+    } else {
+        let sides = nodes_by_value.iter();
+        let owned = |nodes: &Vec<&NodeName>| nodes.iter().copied().cloned().collect();
+        vec![Conflict::of_values(sides.map(|(value, nodes)| (value, owned(nodes))))]
+    };
+    Judgement { problems, evidence, conflicts, ..Judgement::default() }
 }
 
 /// Names the majority and the outliers; equal counts are a tie, not a majority.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Evidence, Outcome, Problem, Rule, Severity, Stop};
+use super::{Conflict, Drift, Evidence, MemoryFit, Outcome, Problem, Remedy, Rule, Severity, Stop};
 use crate::{
     facts::{NodeName, Unread},
     job::Compute,
@@ -25,6 +25,13 @@ pub struct Report {
     pub missing: Vec<NodeName>,
     /// One result for each rule and subject.
     pub results: Vec<CheckResult>,
+    /// The estimate of a rank's memory against every GPU; `None` if it was not asked for.
+    pub memory: Option<MemoryFit>,
+    /// What differs between the nodes; `None` if it was not asked for, or there is one node.
+    pub drift: Option<Drift>,
+    /// The smallest change after which the job can be launched; `None` if it was not asked for, or
+    /// nothing stops it.
+    pub remedy: Option<Remedy>,
 }
 
 /// What one rule says about one subject.
@@ -44,6 +51,8 @@ pub struct CheckResult {
     pub skipped: Option<String>,
     /// What the judgement rests on.
     pub evidence: Vec<Evidence>,
+    /// Nodes that cannot be in one job as they are.
+    pub conflicts: Vec<Conflict>,
 }
 
 /// What a rule judges.
@@ -122,6 +131,7 @@ impl CheckResult {
                     unknown: judgement.unknown,
                     skipped: None,
                     evidence: judgement.evidence,
+                    conflicts: judgement.conflicts,
                 }
             }
             Err(Stop::Skip(why)) => CheckResult::skipped(rule, subject, why),
@@ -133,6 +143,7 @@ impl CheckResult {
                 unknown: vec![unread],
                 skipped: None,
                 evidence: Vec::new(),
+                conflicts: Vec::new(),
             },
         }
     }
@@ -146,6 +157,7 @@ impl CheckResult {
             unknown: Vec::new(),
             skipped: Some(why.into()),
             evidence: Vec::new(),
+            conflicts: Vec::new(),
         }
     }
 

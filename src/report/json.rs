@@ -1,5 +1,7 @@
 //! The report for a program. These structs are the contract; the doctor's own types may change.
 
+mod fleet;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -44,6 +46,16 @@ struct Document<'r> {
     counts: Counts,
     /// One result for each check and subject, sorted by area, check and subject.
     checks: Vec<Check<'r>>,
+    /// Which GPUs a rank fits into; absent on CPUs, and without a job whose size is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<fleet::Memory<'r>>,
+    /// What differs between nodes; absent for a single node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drift: Option<fleet::Drift<'r>>,
+    /// The smallest change of the nodes after which the job can be launched; absent for a single
+    /// node, and if nothing stops the job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    smallest_change: Option<fleet::SmallestChange<'r>>,
 }
 
 /// Verdict on the whole.
@@ -199,6 +211,9 @@ pub fn json(report: &Report, view: &View<'_>) -> String {
         elapsed_ms: view.elapsed_ms,
         counts: Counts { pass, warn, fail, unknown, skipped },
         checks: report.results.iter().map(check).collect(),
+        memory: report.memory.as_ref().map(fleet::memory),
+        drift: report.drift.as_ref().map(fleet::drift),
+        smallest_change: report.remedy.as_ref().map(fleet::smallest_change),
     };
     serde_json::to_string_pretty(&document).expect("plain data")
 }

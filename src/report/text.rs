@@ -1,5 +1,8 @@
 //! The report for a person: one line for each check, four parts for each problem.
 
+mod fleet;
+mod memory;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, Write},
@@ -74,6 +77,9 @@ pub fn text(report: &Report, view: &View<'_>, out: &mut impl Write) -> io::Resul
     }
     unknowns(report, view, out)?;
     skips(report, view, out)?;
+    memory::fit(report, view, out)?;
+    fleet::drift(report, view, out)?;
+    fleet::remedy(report, view, out)?;
     writeln!(out, "\n{}", report.coverage())?;
     if let Some(ms) = view.elapsed_ms {
         writeln!(out, "looked and judged in {ms} ms")?;
