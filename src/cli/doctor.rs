@@ -162,7 +162,7 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
     let view = View { strict: args.strict, elapsed_ms, ..view(&allowed) };
     match args.format {
         Format::Text => report::text(&report, &view, out)?,
-        Format::Json => writeln!(out, "{}", report::json(&report, &view))?,
+        Format::Json => report::write_json(&report, &view, out)?,
     }
     Ok(status(&report, args.strict, &allowed))
 }

@@ -163,10 +163,13 @@ fn largest_jobs(plan: &Plan, out: &mut impl Write) -> Result<()> {
         let text = match (plan.most_samples(usable), plan.most_tokens(usable)) {
             (None, None) => "nothing".to_owned(),
             (samples, tokens) => {
-                let samples = samples.map_or("no".to_owned(), |n| format!("batch.unit {n}"));
-                let tokens = tokens.map_or("no".to_owned(), thousands);
-                let longest = thousands(plan.longest);
-                format!("{samples} with samples of {longest} tokens; {tokens} tokens a sample")
+                let of = format!("of {} tokens", thousands(plan.longest));
+                let samples = samples.map_or_else(
+                    || format!("no sample {of}"),
+                    |unit| format!("batch.unit {unit} with samples {of}"),
+                );
+                let tokens = tokens.map_or("none".to_owned(), thousands);
+                format!("{samples}; one sample of {tokens} tokens")
             }
         };
         writeln!(out, "  {gibibytes:>3} GiB  {text}")?;
@@ -309,6 +312,14 @@ spec:
           logits of labelled tokens (f32)  192.0 MiB  ▍                         at most 64 MiB, with softmax and gradient
           activations, vision tower         90.0 MiB  ▏                         one block at a time, frozen
           total                             27.0 GiB  and about 1 GiB for a CUDA context on a GPU
+
+        largest that fits, with a CUDA context and a reserve of 5 %
+           16 GiB  nothing
+           24 GiB  no sample of 1,024 tokens; one sample of 235 tokens
+           32 GiB  batch.unit 1 with samples of 1,024 tokens; one sample of 1,307 tokens
+           40 GiB  batch.unit 2 with samples of 1,024 tokens; one sample of 2,030 tokens
+           48 GiB  batch.unit 3 with samples of 1,024 tokens; one sample of 2,615 tokens
+           80 GiB  batch.unit 8 with samples of 1,024 tokens; one sample of 4,359 tokens
 
         learning rate over 782 steps
             1.0e-5  █████▇▇▇▆▆▅▅▄▄▃▂▂▁

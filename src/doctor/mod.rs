@@ -85,13 +85,19 @@ fn run(rule: &'static Rule, snapshot: &Snapshot, demand: &Demand) -> Vec<CheckRe
         Check::Fleet(check) => {
             vec![CheckResult::new(rule, Subject::All, check(snapshot, demand))]
         }
-        Check::Node(check) => snapshot
-            .nodes
-            .iter()
-            .map(|(name, node)| {
-                CheckResult::new(rule, Subject::Node(name.clone()), check(node, demand))
-            })
-            .collect(),
+        Check::Node(check) => {
+            let mut results: Vec<CheckResult> = Vec::with_capacity(snapshot.nodes.len());
+            for (name, node) in &snapshot.nodes {
+                let subject = Subject::Node(name.clone());
+                let mut result = CheckResult::new(rule, subject, check(node, demand));
+                // Most nodes of a fleet are alike.
+                if let Some(last) = results.last().filter(|last| last.evidence == result.evidence) {
+                    result.evidence = last.evidence.clone();
+                }
+                results.push(result);
+            }
+            results
+        }
         Check::Agree(agreement) => agree(rule, agreement, snapshot, demand),
     }
 }

@@ -1,6 +1,6 @@
 //! The result of all rules.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{Conflict, Drift, Evidence, MemoryFit, Outcome, Problem, Remedy, Rule, Severity, Stop};
 use crate::{
@@ -49,8 +49,8 @@ pub struct CheckResult {
     pub unknown: Vec<Unread>,
     /// Why the rule does not apply.
     pub skipped: Option<String>,
-    /// What the judgement rests on.
-    pub evidence: Vec<Evidence>,
+    /// What the judgement rests on; nodes of which it is the same share it.
+    pub evidence: Arc<[Evidence]>,
     /// Nodes that cannot be in one job as they are.
     pub conflicts: Vec<Conflict>,
 }
@@ -130,7 +130,7 @@ impl CheckResult {
                     problems: judgement.problems,
                     unknown: judgement.unknown,
                     skipped: None,
-                    evidence: judgement.evidence,
+                    evidence: judgement.evidence.into(),
                     conflicts: judgement.conflicts,
                 }
             }
@@ -142,7 +142,7 @@ impl CheckResult {
                 problems: Vec::new(),
                 unknown: vec![unread],
                 skipped: None,
-                evidence: Vec::new(),
+                evidence: Arc::default(),
                 conflicts: Vec::new(),
             },
         }
@@ -156,7 +156,7 @@ impl CheckResult {
             problems: Vec::new(),
             unknown: Vec::new(),
             skipped: Some(why.into()),
-            evidence: Vec::new(),
+            evidence: Arc::default(),
             conflicts: Vec::new(),
         }
     }

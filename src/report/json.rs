@@ -2,6 +2,8 @@
 
 mod fleet;
 
+use std::io::{self, Write};
+
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -45,7 +47,8 @@ struct Document<'r> {
     /// Results by verdict.
     counts: Counts,
     /// One result for each check and subject, sorted by area, check and subject.
-    checks: Vec<Check<'r>>,
+    #[schemars(with = "Vec<Check<'r>>")]
+    checks: Checks<'r>,
     /// Which GPUs a rank fits into; absent on CPUs, and without a job whose size is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<fleet::Memory<'r>>,
@@ -56,6 +59,15 @@ struct Document<'r> {
     /// node, and if nothing stops the job.
     #[serde(skip_serializing_if = "Option::is_none")]
     smallest_change: Option<fleet::SmallestChange<'r>>,
+}
+
+/// Results, made one after another while they are written: a large fleet has some hundred thousand.
+struct Checks<'r>(&'r [CheckResult]);
+
+impl Serialize for Checks<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(check))
+    }
 }
 
 /// Verdict on the whole.
@@ -190,8 +202,20 @@ enum Value {
 
 /// The report as pretty JSON.
 pub fn json(report: &Report, view: &View<'_>) -> String {
+    serde_json::to_string_pretty(&document(report, view)).expect("plain data")
+}
+
+/// The same to a stream, which takes no memory.
+pub fn write_json(report: &Report, view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
+    let mut out = io::BufWriter::with_capacity(1 << 16, out);
+    serde_json::to_writer_pretty(&mut out, &document(report, view))?;
+    writeln!(out)?;
+    out.flush()
+}
+
+fn document<'r>(report: &'r Report, view: &View<'_>) -> Document<'r> {
     let doctor::Counts { pass, warn, fail, unknown, skipped } = report.counts();
-    let document = Document {
+    Document {
         v: JSON_VERSION,
         verdict: match report.overall(view.strict, view.allowed) {
             Overall::Ready => Whole::Ready,
@@ -210,12 +234,11 @@ pub fn json(report: &Report, view: &View<'_>) -> String {
         coverage: report.coverage(),
         elapsed_ms: view.elapsed_ms,
         counts: Counts { pass, warn, fail, unknown, skipped },
-        checks: report.results.iter().map(check).collect(),
+        checks: Checks(&report.results),
         memory: report.memory.as_ref().map(fleet::memory),
         drift: report.drift.as_ref().map(fleet::drift),
         smallest_change: report.remedy.as_ref().map(fleet::smallest_change),
-    };
-    serde_json::to_string_pretty(&document).expect("plain data")
+    }
 }
 
 /// The JSON Schema of [`json`].

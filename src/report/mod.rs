@@ -7,7 +7,7 @@ mod wrap;
 
 use std::collections::BTreeSet;
 
-pub use json::{JSON_VERSION, json, schema};
+pub use json::{JSON_VERSION, json, schema, write_json};
 pub use text::{problems, summary, text};
 
 /// How a report is looked at.

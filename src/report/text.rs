@@ -164,7 +164,7 @@ fn passes(
 /// What was checked, and what was read if it is one thing for all.
 fn observed(passed: &[&&CheckResult]) -> String {
     let summary = passed.first().map_or("", |result| result.rule.summary);
-    let mut evidence = passed.iter().flat_map(|result| &result.evidence);
+    let mut evidence = passed.iter().flat_map(|result| result.evidence.iter());
     let first = evidence.next().map(|first| &first.value);
     let same = first.filter(|first| evidence.all(|other| other.value == **first));
     match same {

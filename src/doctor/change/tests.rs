@@ -137,15 +137,15 @@ proptest! {
     /// Beyond the exact search: what is found is valid, and not below the bound.
     #[test]
     fn a_large_question_has_a_valid_answer_and_a_bound(
-        odd in prop::collection::vec((0..40_usize, 0..16_usize), 1..60),
+        odd in prop::collection::vec((0..40_usize, 0..22_usize), 1..60),
         need in 0..20_usize,
     ) {
         let mut nodes = vec![Node { counts: true, ..Node::default() }; 40];
         odd.iter().for_each(|(node, fault)| { nodes[*node].faults.insert(*fault); });
         let fault = |i: u32| Fault { repair: (i % 3 != 0).then_some(Cost { once: 1 + i % 2, each: i % 4 }) };
         let instance = Instance {
-            need, exclude: 4, nodes, faults: (0..17).map(fault).collect(),
-            conflicts: vec![Conflict { fault: 16, groups: vec![(0..10).collect(), (10..25).collect()] }],
+            need, exclude: 4, nodes, faults: (0..25).map(fault).collect(),
+            conflicts: vec![Conflict { fault: 22, groups: vec![(0..10).collect(), (10..25).collect()] }],
         };
         prop_assert!(!super::solve::is_exact(&instance));
         if let Some(answer) = solve(&instance) {
@@ -176,9 +176,7 @@ fn on<'s>(snapshot: &'s mut Snapshot, name: &str) -> &'s mut crate::facts::NodeF
 }
 
 fn old_driver(snapshot: &mut Snapshot, name: &str) {
-    crate::doctor::testing::change(&mut on(snapshot, name).nvml.driver_version, |version| {
-        "535.104.05".clone_into(version);
-    });
+    on(snapshot, name).nvml.driver_version = Fact::known("535.104.05".to_owned(), "test");
     on(snapshot, name).driver.kernel_module = Fact::known(
         Some(crate::facts::KernelModule { version: "535.104.05".to_owned(), open: true }),
         "test",
@@ -259,12 +257,10 @@ fn a_tie_is_told_as_one() {
 fn one_setting_is_repaired_on_several_nodes() {
     let mut snapshot = fleet(4);
     for name in ["n1", "n2", "n3"] {
-        crate::doctor::testing::change(&mut on(&mut snapshot, name).shm.mount, |mount| {
-            (mount.total_bytes, mount.free_bytes) = (1 << 20, 1 << 20);
-        });
+        on(&mut snapshot, name).limits.memlock_bytes = Fact::known(Some(8 << 20), "test");
     }
     let change = change(asked(&snapshot, 4));
-    let [Action::Repair { rule: "shm-small", nodes, .. }] = change.options[0].actions.as_slice()
+    let [Action::Repair { rule: "memlock-low", nodes, .. }] = change.options[0].actions.as_slice()
     else {
         panic!("{change:?}")
     };

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::{
     doctor::{RULES, diagnose, testing::*},
-    facts::Fact,
+    facts::{Fact, KernelModule},
 };
 
 fn of(snapshot: &Snapshot, demand: &Demand) -> Drift {
@@ -17,7 +17,9 @@ fn on<'s>(snapshot: &'s mut Snapshot, name: &str) -> &'s mut NodeFacts {
 }
 
 fn driver(snapshot: &mut Snapshot, name: &str, version: &str) {
+    let module = KernelModule { version: version.to_owned(), open: true };
     on(snapshot, name).nvml.driver_version = Fact::known(version.to_owned(), "test");
+    on(snapshot, name).driver.kernel_module = Fact::known(Some(module), "test");
 }
 
 fn found<'d>(drift: &'d Drift, key: &str) -> &'d Difference {
@@ -113,11 +115,9 @@ fn a_value_is_not_blamed_for_what_only_some_of_its_nodes_have() {
         on(&mut snapshot, name).kernel.release = Fact::known("6.8.0-50-generic".to_owned(), "test");
         driver(&mut snapshot, name, "575.57.08");
     }
-    let small =
-        Fact::known(crate::facts::Mount { total_bytes: 1 << 20, free_bytes: 1 << 20 }, "test");
-    on(&mut snapshot, "n5").shm.mount = small;
+    on(&mut snapshot, "n5").limits.memlock_bytes = Fact::known(Some(8 << 20), "test");
     let drift = of(&snapshot, &demand());
-    assert_eq!(found(&drift, "size of /dev/shm").label, Label::Fatal);
+    assert_eq!(found(&drift, "memory that may be locked").label, Label::Fatal);
     assert_eq!(found(&drift, "kernel").label, Label::Benign);
     let order: Vec<Label> = drift.differing.iter().map(|difference| difference.label).collect();
     assert!(order.is_sorted_by(|a, b| b <= a), "{order:?}");

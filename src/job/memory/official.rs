@@ -169,7 +169,20 @@ mod tests {
                 ));
             }
         }
-        insta::assert_snapshot!(rows.join("\n"), @"");
+        insta::assert_snapshot!(rows.join("\n"), @r"
+        LoraBase 384: published 37.1 GB, planned 38.5 GB, +3.8 %
+        LoraBase 512: published 37.3 GB, planned 38.5 GB, +3.2 %
+        LoraBase 1024: published 38.7 GB, planned 38.5 GB, -0.5 %
+        LoraBase 2048: published 38.7 GB, planned 38.6 GB, -0.2 %
+        LoraChat 384: published 23.3 GB, planned 23.4 GB, +0.6 %
+        LoraChat 512: published 23.6 GB, planned 23.8 GB, +0.9 %
+        LoraChat 1024: published 25.1 GB, planned 25.3 GB, +0.6 %
+        LoraChat 2048: published 27.3 GB, planned 28.2 GB, +3.1 %
+        QLora 384: published 17.0 GB, planned 16.0 GB, -6.0 %
+        QLora 512: published 17.2 GB, planned 16.2 GB, -5.9 %
+        QLora 1024: published 18.2 GB, planned 17.0 GB, -6.7 %
+        QLora 2048: published 19.3 GB, planned 18.6 GB, -3.7 %
+        ");
     }
 
     /// The Base row hardly grows because its peak is the optimizer's step, not the loss.
