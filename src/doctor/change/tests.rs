@@ -147,7 +147,7 @@ proptest! {
             need, exclude: 4, nodes, faults: (0..25).map(fault).collect(),
             conflicts: vec![Conflict { fault: 22, groups: vec![(0..10).collect(), (10..25).collect()] }],
         };
-        prop_assert!(!super::solve::is_exact(&instance));
+        prop_assert!(!solve::is_exact(&instance));
         if let Some(answer) = solve(&instance) {
             prop_assert!(answer.bound <= answer.cost);
             for choice in &answer.choices {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Key, Label, Matters, Scope};
 use crate::{
-    doctor::{Check, Demand, Stop, gpus, rule},
+    doctor::{Check, Demand, Stop, gpus, human_bytes, rule},
     facts::{Fact, GpuFacts, NodeFacts, Unread},
 };
 
@@ -138,13 +138,13 @@ fn limit(value: Option<u64>) -> String {
 }
 
 fn byte_limit(value: Option<u64>) -> String {
-    value.map_or_else(|| "unlimited".to_owned(), super::super::human_bytes)
+    value.map_or_else(|| "unlimited".to_owned(), human_bytes)
 }
 
 /// Bytes to the next quarter of a power of two: kernels of one image differ by some megabytes.
 fn rough_bytes(bytes: u64) -> String {
     let step = (bytes.max(1).next_power_of_two() / 32).max(1);
-    super::super::human_bytes((bytes + step / 2) / step * step)
+    human_bytes((bytes + step / 2) / step * step)
 }
 
 /// Names in one text, `none` if there are none.
