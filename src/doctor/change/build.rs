@@ -139,8 +139,8 @@ impl<'s> Question<'s> {
         u32::try_from(solve::most(&self.instance)).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn is_exact(&self) -> bool {
-        solve::is_exact(&self.instance)
+    pub(super) fn is_most_exact(&self) -> bool {
+        solve::is_most_exact(&self.instance)
     }
 
     pub(super) fn change(&self, shape: Shape) -> Option<Change> {

@@ -262,7 +262,7 @@ impl Fleet<'_> {
                 continue;
             }
             self.judged(per_node, None, |question| {
-                proven &= question.is_exact();
+                proven &= question.is_most_exact();
                 if hindrances.is_empty() {
                     hindrances = question.hindrances();
                 }

@@ -93,9 +93,11 @@ pub(super) fn solve(instance: &Instance) -> Option<Answer> {
     Some(Answer { cost, bound: if exact { cost } else { search.bound() }, choices, more })
 }
 
-/// Whether all decisions of a question are tried one by one.
-pub(super) fn is_exact(instance: &Instance) -> bool {
-    Search::new(instance).size() <= DECISIONS
+/// Whether [`most`] is exact: all ways to settle the conflicts are tried, and repairs can only help.
+pub(super) fn is_most_exact(instance: &Instance) -> bool {
+    let sizes = Search::new(instance).winner_sizes();
+    let ways = sizes.iter().try_fold(1_u64, |all, size| all.checked_mul(*size as u64));
+    ways.is_some_and(|ways| ways <= DECISIONS)
 }
 
 /// The largest number of counting nodes that could be left, whatever it costs. Exact while there

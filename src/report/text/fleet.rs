@@ -175,9 +175,13 @@ fn option(
     }
     let shape = change.shape;
     let needs = format!("the job needs {} as {shape}", shape.ranks());
+    let nodes = match choice.nodes_left {
+        1 => "1 node".to_owned(),
+        nodes => format!("{nodes} nodes"),
+    };
     let left = match choice.gpus_left {
-        Some(gpus) => format!("leaves {gpus} GPUs on {} nodes, {needs}", choice.nodes_left),
-        None => format!("leaves {} nodes, {needs}", choice.nodes_left),
+        Some(gpus) => format!("leaves {gpus} GPUs on {nodes}, {needs}"),
+        None => format!("leaves {nodes}, {needs}"),
     };
     let only = if choice.actions.is_empty() {
         format!("    spec.cluster.gpusPerNode: {}\n", shape.per_node)
@@ -194,7 +198,7 @@ fn sentence(action: &Action) -> String {
             let mut parts: Vec<String> = excluded
                 .iter()
                 .take(VALUES)
-                .map(|out| format!("{} ({}: {})", out.node, out.rules.join(" "), out.why))
+                .map(|out| format!("{} ({}: {})", out.node, few_rules(&out.rules), out.why))
                 .collect();
             if VALUES < excluded.len() {
                 parts.push(format!("{} more nodes", excluded.len() - VALUES));
@@ -208,6 +212,13 @@ fn sentence(action: &Action) -> String {
             format!("repair {rule} on {}: {what}; {fix}", names(nodes))
         }
     }
+}
+
+/// The first few checks: the first is the one that is explained.
+fn few_rules(rules: &[&str]) -> String {
+    let more = rules.len().saturating_sub(VALUES);
+    let list = rules.iter().take(VALUES).copied().collect::<Vec<_>>().join(" ");
+    if more == 0 { list } else { format!("{list} and {more} more") }
 }
 
 fn lines(text: &str, indent: usize, view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
