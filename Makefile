@@ -5,7 +5,7 @@ export QVL_CACHE ?= $(HOME)/.cache/qvl
 export PATH := $(QVL_CACHE)/go/bin:$(PATH)
 BUILD := $(or $(CARGO_TARGET_DIR),$(QVL_CACHE)/target)
 
-.PHONY: demo test lint bench bench-operator soak setup build check-cuda mutants digits-base
+.PHONY: demo test lint bench bench-doctor bench-operator soak setup build check-cuda mutants digits-base
 .PHONY: sbom setup-packages setup-data setup-python setup-schemas setup-cluster without-trainer
 .PHONY: cluster-build cluster-up cluster-down cluster-shell
 
@@ -23,6 +23,10 @@ lint: target
 
 bench: build
 	cargo bench --bench train_step --bench passive
+
+# The doctor beside Python's collectors, and on a fleet of a thousand nodes; writes docs/benchmarks.md.
+bench-doctor: setup-python build
+	cargo bench --bench doctor
 
 # The operator at scale, on simulated nodes; writes docs/benchmarks.md. About half an hour.
 bench-operator: cluster-build

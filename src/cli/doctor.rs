@@ -4,10 +4,12 @@ mod asked;
 mod binary;
 mod catalog;
 mod diff;
+mod fleet;
 mod gate;
 mod observed;
 mod parity;
 mod permission;
+mod replay;
 mod what_if;
 mod why;
 
@@ -26,7 +28,7 @@ pub(super) use permission::{Permission, VerdictArgs};
 
 use super::{CliError, cluster};
 use crate::{
-    doctor::{self, Overall, Report, Seal},
+    doctor::{self, Overall, Report, Seal, Seen},
     report::{self, View},
     wire::ExitStatus,
 };
@@ -160,30 +162,37 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
     }
     let begin = Instant::now();
     let allowed = allowed(&args.allow_unknown)?;
-    let (demand, folders, job) = asked::demand(&args.asked, args.cluster)?;
+    let (demand, folders, known) = asked::demand(&args.asked, args.cluster)?;
     let (report, snapshot) = if args.cluster {
-        let (job, wait) = (job.as_ref(), args.wait.unwrap_or_default());
+        let (job, wait) = (known.job.as_ref(), args.wait.unwrap_or_default());
         let roster = cluster::fleet::read(&args.target, job, args.trainer.as_deref(), wait)?;
         let demand = cluster::fleet::shaped(demand, &roster, job);
-        let mut report = doctor::diagnose(&roster.fleet.snapshot, &demand);
+        let snapshot = &roster.fleet.snapshot;
+        let mut report = doctor::diagnose(snapshot, &demand);
         report.leave_to_pods(roster.trainer);
+        let seen = Seen { rank: false, trainer: roster.trainer };
+        fleet::add(&mut report, snapshot, &demand, &known, &allowed, seen);
         if args.format == Form::Text {
             cluster::fleet::preface(&roster, &report, job, &allowed, out)?;
         }
         (report, roster.fleet.snapshot)
     } else {
         let snapshot = observed::snapshot(args, folders)?;
-        (doctor::diagnose(&snapshot, &demand), snapshot)
+        let mut report = doctor::diagnose(&snapshot, &demand);
+        fleet::add(&mut report, &snapshot, &demand, &known, &allowed, Seen::ALL);
+        (report, snapshot)
     };
     let elapsed_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
     let elapsed_ms = (!args.reproducible).then_some(elapsed_ms);
     let now = (!args.reproducible).then(unix_seconds);
-    let seal = Seal::of(&snapshot, job.as_ref(), args.asked.stack(), now);
-    let seal = (args.verbose || args.format == Form::Json).then_some(&seal);
+    // It takes all facts once more, so only who shows it makes it.
+    let seal = (args.verbose || args.format == Form::Json)
+        .then(|| Seal::of(&snapshot, known.job.as_ref(), args.asked.stack(), now));
+    let seal = seal.as_ref();
     let view = View { strict: args.strict, elapsed_ms, seal, ..view(&allowed) };
     match args.format {
         Form::Text => report::text(&report, &view, out)?,
-        Form::Json => writeln!(out, "{}", report::json(&report, &view))?,
+        Form::Json => report::write_json(&report, &view, out)?,
         Form::Sarif => writeln!(out, "{}", report::sarif(&report, &view))?,
         Form::Junit => report::junit(&report, &view, out)?,
         Form::Markdown => write!(out, "{}", report::markdown(&report, &view))?,

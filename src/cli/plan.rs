@@ -67,6 +67,9 @@ pub(super) struct Plan {
     pub job: FineTuneJob,
     pub shape: ModelShape,
     pub memory: MemoryPlan,
+    /// Tokens of the longest sample, and the number format of the base: the memory is for these.
+    pub longest: u64,
+    pub dtype: Dtype,
     pub data: LintReport,
     pub steps: JobPlan,
 }
@@ -107,7 +110,25 @@ pub(super) fn make_to(job: FineTuneJob, folder: &Path, depth: Depth) -> Result<P
     let memory = memory::plan(&job, &shape, longest, dtype);
     let mut steps = job::plan::plan(&job, &sets);
     steps.warnings.extend(data_warnings(&data));
-    Ok(Plan { job, shape, memory, data, steps })
+    Ok(Plan { job, shape, memory, longest, dtype, data, steps })
+}
+
+impl Plan {
+    /// The most samples at a time, each as long as the longest, for so many bytes of a GPU.
+    pub(super) fn most_samples(&self, usable: u64) -> Option<u64> {
+        memory::largest(usable, memory::MOST_SAMPLES, |samples| {
+            let mut job = self.job.clone();
+            job.spec.batch.unit = u32::try_from(samples).unwrap_or(u32::MAX);
+            memory::plan(&job, &self.shape, self.longest, self.dtype)
+        })
+    }
+
+    /// The most tokens of a sample for so many bytes of a GPU.
+    pub(super) fn most_tokens(&self, usable: u64) -> Option<u64> {
+        memory::largest(usable, memory::MOST_TOKENS, |tokens| {
+            memory::plan(&self.job, &self.shape, tokens, self.dtype)
+        })
+    }
 }
 
 /// The numbers of each training set. A file that could not be read has none; the lint says why.

@@ -4,7 +4,7 @@ use std::io::{Result, Write};
 
 use super::{plan::Plan, view::count};
 use crate::job::{
-    memory,
+    Compute, memory,
     plan::{JobPlan, RatePoint, StagePlan},
 };
 
@@ -13,6 +13,8 @@ const COLUMNS: usize = 64;
 const ROWS: usize = 5;
 /// Width of the bar of the largest part of the memory.
 const BAR: u64 = 24;
+/// Usable memory of usual GPUs, in GiB.
+const USUAL: [u64; 6] = [16, 24, 32, 40, 48, 80];
 /// Steps of a list that are shown before and after the dots.
 const SHOWN: usize = 4;
 
@@ -145,7 +147,34 @@ fn memory_table(plan: &Plan, out: &mut impl Write) -> Result<()> {
         writeln!(out, "  {name:<width$} {bytes:>10}  {bar:<24}  {from}")?;
     }
     let total = human(plan.memory.total());
-    writeln!(out, "  {:<width$} {total:>10}  and about 1 GiB for a CUDA context on a GPU", "total")
+    writeln!(
+        out,
+        "  {:<width$} {total:>10}  and about 1 GiB for a CUDA context on a GPU",
+        "total"
+    )?;
+    if plan.job.spec.world.compute == Compute::Cpu { Ok(()) } else { largest_jobs(plan, out) }
+}
+
+/// The largest job on GPUs of usual sizes; `qvl doctor --job` says it for the GPUs that are there.
+fn largest_jobs(plan: &Plan, out: &mut impl Write) -> Result<()> {
+    writeln!(out, "\nlargest that fits, with a CUDA context and a reserve of 5 %")?;
+    for gibibytes in USUAL {
+        let usable = gibibytes << 30;
+        let text = match (plan.most_samples(usable), plan.most_tokens(usable)) {
+            (None, None) => "nothing".to_owned(),
+            (samples, tokens) => {
+                let of = format!("of {} tokens", thousands(plan.longest));
+                let samples = samples.map_or_else(
+                    || format!("no sample {of}"),
+                    |unit| format!("batch.unit {unit} with samples {of}"),
+                );
+                let tokens = tokens.map_or("none".to_owned(), thousands);
+                format!("{samples}; one sample of {tokens} tokens")
+            }
+        };
+        writeln!(out, "  {gibibytes:>3} GiB  {text}")?;
+    }
+    Ok(())
 }
 
 /// A bar of so many eighths of a column.
@@ -247,7 +276,15 @@ spec:
         }];
         let memory = memory::plan(&job, &shape, 1024, Dtype::Bf16);
         let steps = job::plan::plan(&job, &sets);
-        Plan { job, shape, memory, data: LintReport::default(), steps }
+        Plan {
+            job,
+            shape,
+            memory,
+            longest: 1024,
+            dtype: Dtype::Bf16,
+            data: LintReport::default(),
+            steps,
+        }
     }
 
     #[test]
@@ -275,6 +312,14 @@ spec:
           logits of labelled tokens (f32)  192.0 MiB  ▍                         at most 64 MiB, with softmax and gradient
           activations, vision tower         90.0 MiB  ▏                         one block at a time, frozen
           total                             27.0 GiB  and about 1 GiB for a CUDA context on a GPU
+
+        largest that fits, with a CUDA context and a reserve of 5 %
+           16 GiB  nothing
+           24 GiB  no sample of 1,024 tokens; one sample of 235 tokens
+           32 GiB  batch.unit 1 with samples of 1,024 tokens; one sample of 1,307 tokens
+           40 GiB  batch.unit 2 with samples of 1,024 tokens; one sample of 2,030 tokens
+           48 GiB  batch.unit 3 with samples of 1,024 tokens; one sample of 2,615 tokens
+           80 GiB  batch.unit 8 with samples of 1,024 tokens; one sample of 4,359 tokens
 
         learning rate over 782 steps
             1.0e-5  █████▇▇▇▆▆▅▅▄▄▃▂▂▁

@@ -174,7 +174,8 @@ mod tests {
             verdict: doctor::Verdict::Fail,
             problems: Vec::new(),
             unknown: Vec::new(),
-            evidence: Vec::new(),
+            evidence: [].into(),
+            conflicts: Vec::new(),
             skipped: None,
         }
     }

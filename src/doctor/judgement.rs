@@ -1,7 +1,7 @@
 //! What a rule says about a subject.
 
 use super::Severity;
-use crate::facts::{Fact, Unread};
+use crate::facts::{Fact, NodeName, Unread};
 
 /// A judgement, or why there is none.
 pub type Outcome = Result<Judgement, Stop>;
@@ -37,6 +37,40 @@ pub struct Judgement {
     pub unknown: Vec<Unread>,
     /// What the judgement rests on.
     pub evidence: Vec<Evidence>,
+    /// Nodes that cannot be in one job as they are.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// Nodes of which one side may be in a job as it is, and not several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// At least two.
+    pub sides: Vec<Side>,
+}
+
+/// One side of a conflict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Side {
+    /// What its nodes have in common; empty if each side is one node that is like the others.
+    pub value: String,
+    /// The nodes.
+    pub nodes: Vec<NodeName>,
+}
+
+impl Conflict {
+    /// Nodes that differ in a value which must be equal.
+    pub(super) fn of_values<'v>(
+        sides: impl IntoIterator<Item = (&'v String, Vec<NodeName>)>,
+    ) -> Self {
+        let side = |(value, nodes): (&'v String, _)| Side { value: value.clone(), nodes };
+        Conflict { sides: sides.into_iter().map(side).collect() }
+    }
+
+    /// Nodes that share something which each must have alone.
+    pub(super) fn of_twins(nodes: impl IntoIterator<Item = NodeName>) -> Self {
+        let side = |node| Side { value: String::new(), nodes: vec![node] };
+        Conflict { sides: nodes.into_iter().map(side).collect() }
+    }
 }
 
 impl Judgement {
@@ -47,16 +81,12 @@ impl Judgement {
 
     /// One thing is wrong.
     pub fn problem(problem: Problem, evidence: Evidence) -> Self {
-        Judgement { problems: vec![problem], unknown: Vec::new(), evidence: vec![evidence] }
+        Judgement { problems: vec![problem], ..Judgement::pass(evidence) }
     }
 
     /// A pass, or a problem if there is one.
     pub fn from_option(problem: Option<Problem>, evidence: Evidence) -> Self {
-        Judgement {
-            problems: problem.into_iter().collect(),
-            unknown: Vec::new(),
-            evidence: vec![evidence],
-        }
+        Judgement { problems: problem.into_iter().collect(), ..Judgement::pass(evidence) }
     }
 
     /// What one fact says: a pass, or a problem.

@@ -6,8 +6,11 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod causes;
+mod change;
 mod compare;
 mod demand;
+mod drift;
+mod fit;
 mod floor;
 mod gpus;
 mod judgement;
@@ -24,10 +27,13 @@ mod tests;
 pub mod why;
 
 pub use causes::{Cause, causes};
+pub use change::{Action, Ask, Change, Choice, Excluded, Hindrance, Remedy, Shape, remedy};
 pub use compare::{Turn, turns};
 pub use demand::{BatchNeed, CheckpointNeed, DataVerdict, Demand, Sizes, Stack};
+pub use drift::{Difference, Drift, Group, KEYS, Key, Label, Matters, Scope, Seen, drift};
+pub use fit::{Largest, MemoryFit, ProductFit, memory_fit};
 pub use floor::{Floor, Reason, floor};
-pub use judgement::{Evidence, Judgement, Outcome, Problem, Stop, Value};
+pub use judgement::{Conflict, Evidence, Judgement, Outcome, Problem, Side, Stop, Value};
 pub use report::{CheckResult, Counts, Overall, Report, Subject, Verdict};
 pub use rule::{Agreement, Applies, Area, Check, Rule, Severity};
 pub use rules::RULES;
@@ -69,6 +75,9 @@ pub fn diagnose(snapshot: &Snapshot, demand: &Demand) -> Report {
         nodes: snapshot.nodes.keys().cloned().collect(),
         missing: snapshot.missing().cloned().collect(),
         results,
+        memory: None,
+        drift: None,
+        remedy: None,
     }
 }
 
@@ -81,13 +90,19 @@ fn run(rule: &'static Rule, snapshot: &Snapshot, demand: &Demand) -> Vec<CheckRe
         Check::Fleet(check) => {
             vec![CheckResult::new(rule, Subject::All, check(snapshot, demand))]
         }
-        Check::Node(check) => snapshot
-            .nodes
-            .iter()
-            .map(|(name, node)| {
-                CheckResult::new(rule, Subject::Node(name.clone()), check(node, demand))
-            })
-            .collect(),
+        Check::Node(check) => {
+            let mut results: Vec<CheckResult> = Vec::with_capacity(snapshot.nodes.len());
+            for (name, node) in &snapshot.nodes {
+                let subject = Subject::Node(name.clone());
+                let mut result = CheckResult::new(rule, subject, check(node, demand));
+                // Most nodes of a fleet are alike.
+                if let Some(last) = results.last().filter(|last| last.evidence == result.evidence) {
+                    result.evidence = last.evidence.clone();
+                }
+                results.push(result);
+            }
+            results
+        }
         Check::Agree(agreement) => agree(rule, agreement, snapshot, demand),
     }
 }
@@ -140,7 +155,14 @@ fn compare(
             see: agreement.see.to_owned(),
         }],
     };
-    Judgement { problems, unknown: Vec::new(), evidence }
+    let conflicts = if problems.is_empty() {
+        Vec::new()
+    } else {
+        let sides = nodes_by_value.iter();
+        let owned = |nodes: &Vec<&NodeName>| nodes.iter().copied().cloned().collect();
+        vec![Conflict::of_values(sides.map(|(value, nodes)| (value, owned(nodes))))]
+    };
+    Judgement { problems, evidence, conflicts, ..Judgement::default() }
 }
 
 /// Names the majority and the outliers; equal counts are a tie, not a majority.

@@ -1,8 +1,8 @@
 //! The result of all rules.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Evidence, Outcome, Problem, Rule, Severity, Stop};
+use super::{Conflict, Drift, Evidence, MemoryFit, Outcome, Problem, Remedy, Rule, Severity, Stop};
 use crate::{
     facts::{NodeName, Unread},
     job::Compute,
@@ -25,6 +25,13 @@ pub struct Report {
     pub missing: Vec<NodeName>,
     /// One result for each rule and subject.
     pub results: Vec<CheckResult>,
+    /// The estimate of a rank's memory against every GPU; `None` if it was not asked for.
+    pub memory: Option<MemoryFit>,
+    /// What differs between the nodes; `None` if it was not asked for, or there is one node.
+    pub drift: Option<Drift>,
+    /// The smallest change after which the job can be launched; `None` if it was not asked for, or
+    /// nothing stops it.
+    pub remedy: Option<Remedy>,
 }
 
 /// What one rule says about one subject.
@@ -42,8 +49,10 @@ pub struct CheckResult {
     pub unknown: Vec<Unread>,
     /// Why the rule does not apply.
     pub skipped: Option<String>,
-    /// What the judgement rests on.
-    pub evidence: Vec<Evidence>,
+    /// What the judgement rests on; nodes of which it is the same share it.
+    pub evidence: Arc<[Evidence]>,
+    /// Nodes that cannot be in one job as they are.
+    pub conflicts: Vec<Conflict>,
 }
 
 /// What a rule judges.
@@ -121,7 +130,8 @@ impl CheckResult {
                     problems: judgement.problems,
                     unknown: judgement.unknown,
                     skipped: None,
-                    evidence: judgement.evidence,
+                    evidence: judgement.evidence.into(),
+                    conflicts: judgement.conflicts,
                 }
             }
             Err(Stop::Skip(why)) => CheckResult::skipped(rule, subject, why),
@@ -132,7 +142,8 @@ impl CheckResult {
                 problems: Vec::new(),
                 unknown: vec![unread],
                 skipped: None,
-                evidence: Vec::new(),
+                evidence: Arc::default(),
+                conflicts: Vec::new(),
             },
         }
     }
@@ -145,7 +156,8 @@ impl CheckResult {
             problems: Vec::new(),
             unknown: Vec::new(),
             skipped: Some(why.into()),
-            evidence: Vec::new(),
+            evidence: Arc::default(),
+            conflicts: Vec::new(),
         }
     }
 

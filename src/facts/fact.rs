@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Source;
+
 /// One observation with its source, or why it could not be made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -11,14 +13,14 @@ pub enum Fact<T> {
         /// What was read.
         value: T,
         /// Call or file that gave it, such as `nvmlDeviceGetCount_v2` or `/proc/meminfo`.
-        from: String,
+        from: Source,
     },
     /// It could not be read.
     Unread {
         /// The reason, for a person.
         why: String,
         /// Call or file that was tried.
-        from: String,
+        from: Source,
     },
 }
 
@@ -34,12 +36,12 @@ pub struct Unread {
 
 impl<T> Fact<T> {
     /// A value that was read from `from`.
-    pub fn known(value: T, from: impl Into<String>) -> Self {
+    pub fn known(value: T, from: impl Into<Source>) -> Self {
         Fact::Known { value, from: from.into() }
     }
 
     /// A value that `from` did not give.
-    pub fn unread(why: impl Into<String>, from: impl Into<String>) -> Self {
+    pub fn unread(why: impl Into<String>, from: impl Into<Source>) -> Self {
         Fact::Unread { why: why.into(), from: from.into() }
     }
 
@@ -51,7 +53,7 @@ impl<T> Fact<T> {
     /// The value of a reading that may fail; the error becomes the reason.
     pub fn from_result<E: std::fmt::Display>(
         result: Result<T, E>,
-        from: impl Into<String>,
+        from: impl Into<Source>,
     ) -> Self {
         match result {
             Ok(value) => Fact::known(value, from),
@@ -63,7 +65,9 @@ impl<T> Fact<T> {
     pub fn get(&self) -> Result<&T, Unread> {
         match self {
             Fact::Known { value, .. } => Ok(value),
-            Fact::Unread { why, from } => Err(Unread { why: why.clone(), from: from.clone() }),
+            Fact::Unread { why, from } => {
+                Err(Unread { why: why.clone(), from: from.as_str().to_owned() })
+            }
         }
     }
 
@@ -75,7 +79,7 @@ impl<T> Fact<T> {
     /// Call or file that gave the value, or was tried.
     pub fn from(&self) -> &str {
         match self {
-            Fact::Known { from, .. } | Fact::Unread { from, .. } => from,
+            Fact::Known { from, .. } | Fact::Unread { from, .. } => from.as_str(),
         }
     }
 

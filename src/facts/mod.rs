@@ -14,6 +14,7 @@ mod links;
 mod network;
 mod official;
 mod pci;
+mod source;
 mod system;
 mod trainer;
 
@@ -40,6 +41,7 @@ pub use network::{
 };
 pub use official::{CodeMark, DeepSpeedConfig, LaunchScript, Launcher, OfficialFacts};
 pub use pci::{Acs, AerCounts, Bridge, PciState};
+pub use source::Source;
 pub use system::{
     CgroupEvents, ClockState, Cpu, Governor, MemoryDetail, MemoryErrors, Pressure, ProcessTable,
     SystemFacts,

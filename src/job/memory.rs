@@ -1,8 +1,17 @@
 //! Memory of one rank, by component.
 
+mod largest;
+pub mod official;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Dtype, FineTuneJob, LoraTarget, Method, Part};
+
+pub use largest::{MOST_SAMPLES, MOST_TOKENS, largest, with_reserve};
+
+/// Share of the memory that an allocator loses between blocks, in percent. The doctor's own margin,
+/// not fitted to anything.
+pub const RESERVE_PERCENT: u64 = 5;
 
 /// The numbers of a model that decide its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

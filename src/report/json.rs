@@ -1,5 +1,9 @@
 //! The report for a program. These structs are the contract; the doctor's own types may change.
 
+mod fleet;
+
+use std::io::{self, Write};
+
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -46,7 +50,27 @@ struct Document<'r> {
     #[serde(skip_serializing_if = "Option::is_none")]
     seal: Option<Sealed>,
     /// One result for each check and subject, sorted by area, check and subject.
-    checks: Vec<Check<'r>>,
+    #[schemars(with = "Vec<Check<'r>>")]
+    checks: Checks<'r>,
+    /// Which GPUs a rank fits into; absent on CPUs, and without a job whose size is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<fleet::Memory<'r>>,
+    /// What differs between nodes; absent for a single node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drift: Option<fleet::Drift<'r>>,
+    /// The smallest change of the nodes after which the job can be launched; absent for a single
+    /// node, and if nothing stops the job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    smallest_change: Option<fleet::SmallestChange<'r>>,
+}
+
+/// Results, made one after another while they are written: a large fleet has some hundred thousand.
+struct Checks<'r>(&'r [CheckResult]);
+
+impl Serialize for Checks<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(check))
+    }
 }
 
 /// Digests of what went into the verdict, each `sha256:` and 64 digits. They show what was mixed
@@ -212,6 +236,18 @@ pub fn json(report: &Report, view: &View<'_>) -> String {
     serde_json::to_string_pretty(&document).expect("plain data")
 }
 
+/// The same to a stream. Without a seal, which needs the whole, it takes no memory.
+pub fn write_json(report: &Report, view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
+    let mut out = io::BufWriter::with_capacity(1 << 16, out);
+    if view.seal.is_some() {
+        writeln!(out, "{}", json(report, view))?;
+        return out.flush();
+    }
+    serde_json::to_writer_pretty(&mut out, &document(report, view))?;
+    writeln!(out)?;
+    out.flush()
+}
+
 fn document<'r>(report: &'r Report, view: &View<'_>) -> Document<'r> {
     let doctor::Counts { pass, warn, fail, unknown, skipped } = report.counts();
     Document {
@@ -240,7 +276,10 @@ fn document<'r>(report: &'r Report, view: &View<'_>) -> Document<'r> {
             unix_seconds: seal.unix_seconds,
             digest: None,
         }),
-        checks: report.results.iter().map(check).collect(),
+        checks: Checks(&report.results),
+        memory: report.memory.as_ref().map(fleet::memory),
+        drift: report.drift.as_ref().map(fleet::drift),
+        smallest_change: report.remedy.as_ref().map(fleet::smallest_change),
     }
 }
 

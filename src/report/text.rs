@@ -1,5 +1,8 @@
 //! The report for a person: one line for each check, four parts for each problem.
 
+mod fleet;
+mod memory;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, Write},
@@ -70,6 +73,9 @@ pub fn text(report: &Report, view: &View<'_>, out: &mut impl Write) -> io::Resul
     }
     unknowns(report, view, out)?;
     skips(report, view, out)?;
+    memory::fit(report, view, out)?;
+    fleet::drift(report, view, out)?;
+    fleet::remedy(report, view, out)?;
     writeln!(out, "\n{}", report.coverage())?;
     if let Some(ms) = view.elapsed_ms {
         writeln!(out, "looked and judged in {ms} ms")?;
@@ -145,7 +151,7 @@ fn passes(
 /// What was checked, and what was read if it is one thing for all.
 fn observed(passed: &[&&CheckResult]) -> String {
     let summary = passed.first().map_or("", |result| result.rule.summary);
-    let mut evidence = passed.iter().flat_map(|result| &result.evidence);
+    let mut evidence = passed.iter().flat_map(|result| result.evidence.iter());
     let first = evidence.next().map(|first| &first.value);
     let same = first.filter(|first| evidence.all(|other| other.value == **first));
     match same {

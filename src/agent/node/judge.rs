@@ -163,8 +163,8 @@ pub(crate) fn lasting(facts: &NodeFacts) -> NodeFacts {
 /// Any value: whether it is known is what stays.
 fn any<T: Default>(fact: &Fact<T>) -> Fact<T> {
     match fact {
-        Fact::Known { from, .. } => Fact::known(T::default(), from),
-        Fact::Unread { why, from } => Fact::unread(why, from),
+        Fact::Known { from, .. } => Fact::known(T::default(), from.clone()),
+        Fact::Unread { why, from } => Fact::unread(why, from.clone()),
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 
+use super::fleet::{self, Known};
 use crate::{
     cli::{CliError, plan},
     data::lint,
@@ -46,14 +47,15 @@ enum StackArg {
     Official,
 }
 
-/// What is asked for, the folders that the job uses, and the job itself, if one is given.
-pub(super) type Asked = (Demand, Vec<(Place, PathBuf)>, Option<FineTuneJob>);
+/// What is asked for, the folders that the job uses, and the job and its plan.
+pub(super) type Asked = (Demand, Vec<(Place, PathBuf)>, Known);
 
 pub(super) fn demand(args: &JobArgs, cluster: bool) -> Result<Asked, CliError> {
     let stack = args.stack();
     let Some(path) = &args.job else {
         let folders = vec![(Place::Temporary, std::env::temp_dir())];
-        return Ok((Demand { stack, ranks: args.gpus, ..Demand::default() }, folders, None));
+        let demand = Demand { stack, ranks: args.gpus, ..Demand::default() };
+        return Ok((demand, folders, Known { job: None, planned: None }));
     };
     let folder = path.parent().filter(|path| !path.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
@@ -61,12 +63,17 @@ pub(super) fn demand(args: &JobArgs, cluster: bool) -> Result<Asked, CliError> {
     if cluster && !folder.join(&job.spec.model.path).exists() {
         // Model and data lie on volumes of the cluster: their sizes are not known here.
         let demand = Demand { stack, ..Demand::of(&job, Sizes::default()) };
-        return Ok((demand, Vec::new(), Some(job)));
+        return Ok((demand, Vec::new(), Known { job: Some(job), planned: None }));
     }
-    let planned = plan::make(job.clone(), folder)?;
-    let demand = Demand { stack, ..Demand::of(&planned.job, sizes(&planned, folder)) };
+    let planned = plan::make(job, folder)?;
+    let mut sizes = sizes(&planned, folder);
+    if stack == Stack::Official {
+        sizes.rank_memory_bytes = fleet::official(&planned).or(sizes.rank_memory_bytes);
+    }
+    let demand = Demand { stack, ..Demand::of(&planned.job, sizes) };
     let folders = folders(&planned.job, folder);
-    Ok((demand, folders, Some(job)))
+    let job = Some(planned.job.clone());
+    Ok((demand, folders, Known { job, planned: Some(planned) }))
 }
 
 /// The folders and files that a job reads and writes.

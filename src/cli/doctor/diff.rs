@@ -10,7 +10,7 @@ use std::{
 use clap::Args;
 use serde_json::Value;
 
-use super::{Format, asked, observed, view};
+use super::{Format, asked, replay, view};
 use crate::{
     cli::CliError,
     doctor::{self, Demand, Report},
@@ -79,7 +79,7 @@ fn read(path: &Path) -> Result<Kind, CliError> {
     let text = fs::read_to_string(path).map_err(|error| failed(error.into()))?;
     let value: Value = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
     if value.get("facts").is_some() {
-        return Ok(Kind::Facts(Box::new(observed::read_facts(path)?)));
+        return Ok(Kind::Facts(Box::new(replay::read_facts(path)?)));
     }
     let report = serde_path_to_error::deserialize(value).map_err(|error| failed(error.into()))?;
     Ok(Kind::Report(report))

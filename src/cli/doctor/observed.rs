@@ -1,12 +1,8 @@
 //! Facts: of this machine, of files that were saved on others, and how they are saved.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
-use super::DoctorArgs;
+use super::{DoctorArgs, replay};
 use crate::{
     cli::CliError,
     doctor::Stack,
@@ -21,7 +17,7 @@ pub(super) fn snapshot(
 ) -> Result<Snapshot, CliError> {
     let expected = args.expect_nodes.iter().cloned().map(NodeName).collect();
     if !args.facts.is_empty() {
-        return Ok(Snapshot { nodes: replay(&args.facts)?, expected });
+        return Ok(Snapshot { nodes: replay::nodes(&args.facts)?, expected });
     }
     let root = args.sysroot.clone().unwrap_or_else(|| PathBuf::from("/"));
     if !root.is_dir() {
@@ -60,47 +56,13 @@ pub(super) fn facts_file(node: &NodeName, facts: &NodeFacts, origin: String) -> 
     serde_json::to_string_pretty(&file).expect("plain data") + "\n"
 }
 
-/// Reads facts of several machines.
-pub(super) fn replay(paths: &[PathBuf]) -> Result<BTreeMap<NodeName, NodeFacts>, CliError> {
-    let mut nodes = BTreeMap::new();
-    for path in paths {
-        let file = read_facts(path)?;
-        let name = file.node.clone();
-        if nodes.insert(file.node, file.facts).is_some() {
-            let what = format!("`{}` is about `{name}`, as a file before it", path.display());
-            return Err(CliError::new(ExitStatus::Usage, what).hint("give one file for each node"));
-        }
-    }
-    Ok(nodes)
-}
-
-pub(super) fn read_facts(path: &Path) -> Result<FactsFile, CliError> {
-    let failed = |error: anyhow::Error| {
-        let what = format!("failed to read facts from `{}`", path.display());
-        CliError::of(ExitStatus::Usage, error.context(what))
-            .hint("`qvl doctor --save-facts FILE` writes such a file")
-    };
-    let text = fs::read_to_string(path).map_err(|error| failed(error.into()))?;
-    let value: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
-    let format = value.get("format").and_then(serde_json::Value::as_u64);
-    if format != Some(u64::from(FactsFile::VERSION)) {
-        let found = format.map_or("none".to_owned(), |format| format.to_string());
-        return Err(failed(anyhow::Error::msg(format!(
-            "format {found}, this program reads {}",
-            FactsFile::VERSION
-        ))));
-    }
-    serde_path_to_error::deserialize(value).map_err(|error| failed(error.into()))
-}
-
 /// Facts of saved files, or of this machine if there are none.
 pub(super) fn saved_or_own(
     saved: &[PathBuf],
     folders: Vec<(Place, PathBuf)>,
 ) -> Result<Snapshot, CliError> {
     if !saved.is_empty() {
-        return Ok(Snapshot { nodes: replay(saved)?, ..Snapshot::default() });
+        return Ok(Snapshot { nodes: replay::nodes(saved)?, ..Snapshot::default() });
     }
     let program = std::env::current_exe()?;
     let beside = program.with_file_name("qvl-train");

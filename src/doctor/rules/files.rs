@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     doctor::{
-        Applies, Area, Check, Demand, Evidence, Judgement, Outcome, Rule, Severity, Stop, table,
+        Applies, Area, Check, Conflict, Demand, Evidence, Judgement, Outcome, Rule, Severity, Stop,
+        table,
     },
-    facts::{NodeFacts, Place, Snapshot, Storage, Weights},
+    facts::{NodeFacts, NodeName, Place, Snapshot, Storage, Weights},
 };
 
 pub(super) static OUTPUT_VOLATILE: Rule = Rule {
@@ -275,6 +276,11 @@ fn odd(values: &BTreeMap<String, Vec<String>>) -> Option<(&String, &Vec<String>)
     values.iter().min_by_key(|(_value, nodes)| nodes.len()).filter(|_| 1 < values.len())
 }
 
+fn sides(values: &BTreeMap<String, Vec<String>>) -> Conflict {
+    let named = |names: &Vec<String>| names.iter().cloned().map(NodeName).collect();
+    Conflict::of_values(values.iter().map(|(value, names)| (value, named(names))))
+}
+
 fn content(folder: &Storage) -> Option<String> {
     Some(format!("{} {}", folder.bytes?, folder.fingerprint.as_ref()?))
 }
@@ -283,6 +289,7 @@ fn data(snapshot: &Snapshot, demand: &Demand) -> Outcome {
     let (copies, mut judgement) = copies(snapshot, Place::Data, content)?;
     for (path, values) in copies.iter().filter(|(_path, values)| same_size(values)) {
         if let Some((_value, nodes)) = odd(values) {
+            judgement.conflicts.push(sides(values));
             judgement.problems.push(DATA_SKEW.problem(
                 format!("`{path}` has the same size but another content on {}", nodes.join(", ")),
                 format!("{} trains samples twice or never, without a message", demand.name()),
@@ -297,6 +304,7 @@ fn model(snapshot: &Snapshot, demand: &Demand) -> Outcome {
     let (copies, mut judgement) = copies(snapshot, Place::Model, content)?;
     for (path, values) in &copies {
         if let Some((_value, nodes)) = odd(values) {
+            judgement.conflicts.push(sides(values));
             judgement.problems.push(MODEL_SKEW.problem(
                 format!("`{path}` is another model on {}", nodes.join(", ")),
                 format!("{} trains one adapter for two models", demand.name()),
@@ -312,6 +320,7 @@ fn steps(snapshot: &Snapshot, demand: &Demand) -> Outcome {
     let (copies, mut judgement) = copies(snapshot, Place::Data, size)?;
     for (path, values) in &copies {
         if let Some((bytes, nodes)) = odd(values) {
+            judgement.conflicts.push(sides(values));
             let bytes = bytes.parse().map_or_else(|_error| bytes.clone(), table::bytes);
             judgement.problems.push(STEP_COUNT_UNEQUAL.problem(
                 format!("`{path}` has another size on {} ({bytes})", nodes.join(", ")),

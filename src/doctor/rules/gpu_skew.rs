@@ -1,14 +1,14 @@
 //! GPUs of the job that differ: `gpu-model-skew`, `vbios-skew`, `gsp-firmware-skew`, `ecc-skew`,
 //! `power-cap-skew`, `temperature-skew`, `gpu-duplicate`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     doctor::{
-        Applies, Area, Check, Demand, Evidence, Judgement, Outcome, Problem, Rule, Severity, Stop,
-        gpus,
+        Applies, Area, Check, Conflict, Demand, Evidence, Judgement, Outcome, Problem, Rule,
+        Severity, Stop, gpus,
     },
-    facts::{GpuFacts, Snapshot, Unread},
+    facts::{GpuFacts, NodeName, Snapshot, Unread},
 };
 
 pub(super) static GPU_MODEL_SKEW: Rule = Rule {
@@ -164,7 +164,7 @@ fn differ(
         );
         rule.problem(text, impact, see)
     });
-    Ok(Judgement { problems: problem.into_iter().collect(), unknown, evidence: vec![evidence] })
+    Ok(Judgement { unknown, ..Judgement::from_option(problem, evidence) })
 }
 
 fn model(snapshot: &Snapshot, demand: &Demand) -> Outcome {
@@ -244,7 +244,7 @@ fn temperature(snapshot: &Snapshot, demand: &Demand) -> Outcome {
             "nvidia-smi --query-gpu=index,temperature.gpu --format=csv",
         )
     });
-    Ok(Judgement { problems: problem.into_iter().collect(), unknown, evidence: vec![evidence] })
+    Ok(Judgement { unknown, ..Judgement::from_option(problem, evidence) })
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "every check has this type")]
@@ -252,6 +252,11 @@ fn duplicate(snapshot: &Snapshot, demand: &Demand) -> Outcome {
     let (values, unknown) = values(snapshot, demand, |gpu| Ok(Some(gpu.uuid.get()?.clone())));
     let evidence = Evidence::new("nvmlDeviceGetUUID", values.len(), "each once");
     let twice = values.iter().find(|(_uuid, gpus)| 1 < gpus.len());
+    let twins = values.values().filter(|gpus| 1 < gpus.len()).map(|gpus| {
+        let of = |gpu: &String| gpu.rsplit_once(" GPU ").map(|(node, _)| NodeName(node.to_owned()));
+        Conflict::of_twins(gpus.iter().filter_map(of).collect::<BTreeSet<_>>())
+    });
+    let conflicts = twins.collect();
     let problem = twice.map(|(uuid, gpus)| {
         GPU_DUPLICATE.problem(
             format!("{uuid} is {}", gpus.join(" and ")),
@@ -259,5 +264,5 @@ fn duplicate(snapshot: &Snapshot, demand: &Demand) -> Outcome {
             "nvidia-smi -L on both nodes",
         )
     });
-    Ok(Judgement { problems: problem.into_iter().collect(), unknown, evidence: vec![evidence] })
+    Ok(Judgement { unknown, conflicts, ..Judgement::from_option(problem, evidence) })
 }

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    doctor::{Applies, Area, Check, Demand, Evidence, Judgement, Outcome, Problem, Rule, Severity},
+    doctor::{
+        Applies, Area, Check, Conflict, Demand, Evidence, Judgement, Outcome, Problem, Rule,
+        Severity,
+    },
     facts::{NodeName, Snapshot, Unread},
 };
 
@@ -68,6 +71,7 @@ fn clash(snapshot: &Snapshot, demand: &Demand) -> Outcome {
     ));
     for (identity, nodes) in nodes_by_identity.iter().filter(|(_identity, nodes)| 1 < nodes.len()) {
         let names: Vec<&str> = nodes.iter().map(|name| name.0.as_str()).collect();
+        judgement.conflicts.push(Conflict::of_twins(nodes.iter().copied().cloned()));
         judgement.problems.push(Problem {
             severity: Severity::Block,
             what: format!("{} have the same host name and boot id: {identity}", names.join(", ")),

@@ -49,7 +49,7 @@ mod rdma;
 mod rendezvous;
 mod shared_memory;
 mod storage;
-mod tcp;
+pub(super) mod tcp;
 mod thermal;
 mod training_program;
 pub(super) mod visible;

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 
 use crate::{
     doctor::{
-        Applies, Area, Check, Demand, Evidence, Judgement, Outcome, Problem, Rule, Severity, Stop,
+        Applies, Area, Check, Conflict, Demand, Evidence, Judgement, Outcome, Problem, Rule,
+        Severity, Stop,
     },
-    facts::{MasterAddress, NodeFacts, Reached, Snapshot, Unread},
+    facts::{MasterAddress, NodeFacts, NodeName, Reached, Snapshot, Unread},
 };
 
 pub(super) static MASTER_ADDR: Rule = Rule {
@@ -281,6 +282,8 @@ fn shared(
     judgement.evidence.push(Evidence::new(what, nodes_by_value.len(), "each once"));
     for (value, nodes) in nodes_by_value.iter().filter(|(_value, nodes)| 1 < nodes.len()) {
         judgement.problems.push(problem(value, &nodes.join(", ")));
+        let twins = nodes.iter().map(|name| NodeName((*name).to_owned()));
+        judgement.conflicts.push(Conflict::of_twins(twins));
     }
     Ok(judgement)
 }

@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::interfaces::{selects, usable};
 use crate::{
     doctor::{
-        Agreement, Applies, Area, Check, Demand, Evidence, Judgement, Outcome, Rule, Severity, Stop,
+        Agreement, Applies, Area, Check, Conflict, Demand, Evidence, Judgement, Outcome, Rule,
+        Severity, Stop,
     },
-    facts::{Interface, NodeFacts, Snapshot},
+    facts::{Interface, NodeFacts, NodeName, Snapshot},
 };
 
 pub(super) static MTU_MISMATCH: Rule = Rule {
@@ -126,7 +127,7 @@ pub(super) static CONNTRACK_FULL: Rule = Rule {
 };
 
 /// The interface that NCCL would choose.
-pub(super) fn chosen(node: &NodeFacts) -> Result<&Interface, Stop> {
+pub(in crate::doctor) fn chosen(node: &NodeFacts) -> Result<&Interface, Stop> {
     let interfaces = node.network.interfaces.get()?;
     let selector = node.env.variables.get()?.get("NCCL_SOCKET_IFNAME");
     let fits = |interface: &&Interface| {
@@ -233,6 +234,12 @@ fn address_clash(snapshot: &Snapshot, demand: &Demand) -> Outcome {
                 nodes_by_address.entry(ip).or_default().push(&name.0);
             }
         }
+    }
+    for nodes in nodes_by_address.values().filter(|nodes| 1 < nodes.len()) {
+        // One node may have an address twice.
+        let nodes: BTreeSet<&str> = nodes.iter().copied().collect();
+        let nodes = nodes.into_iter().map(|name| NodeName(name.to_owned()));
+        judgement.conflicts.push(Conflict::of_twins(nodes));
     }
     let clash = nodes_by_address.iter().find(|(_ip, nodes)| 1 < nodes.len());
     if let Some((ip, nodes)) = clash {

@@ -1,0 +1,70 @@
+//! Facts that were saved, one file for each node.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use crate::{
+    cli::CliError,
+    facts::{FactsFile, NodeFacts, NodeName},
+    wire::ExitStatus,
+};
+
+/// Files from which on a second thread is worth its start.
+const MANY: usize = 16;
+
+/// Reads facts of several machines.
+pub(super) fn nodes(paths: &[PathBuf]) -> Result<BTreeMap<NodeName, NodeFacts>, CliError> {
+    let mut nodes = BTreeMap::new();
+    for (path, file) in paths.iter().zip(read_all(paths)) {
+        let file = file?;
+        let name = file.node.clone();
+        if nodes.insert(file.node, file.facts).is_some() {
+            let what = format!("`{}` is about `{name}`, as a file before it", path.display());
+            return Err(CliError::new(ExitStatus::Usage, what).hint("give one file for each node"));
+        }
+    }
+    Ok(nodes)
+}
+
+/// Every file in its place, read on all processors if they are many.
+fn read_all(paths: &[PathBuf]) -> Vec<Result<FactsFile, CliError>> {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let threads = if paths.len() < MANY { 1 } else { processors };
+    let share = paths.len().div_ceil(threads).max(1);
+    thread::scope(|scope| {
+        let read = |paths: &[PathBuf]| paths.iter().map(|path| read_facts(path)).collect();
+        let parts: Vec<thread::ScopedJoinHandle<'_, Vec<_>>> =
+            paths.chunks(share).map(|paths| scope.spawn(move || read(paths))).collect();
+        parts.into_iter().flat_map(|part| part.join().expect("readers do not panic")).collect()
+    })
+}
+
+pub(super) fn read_facts(path: &Path) -> Result<FactsFile, CliError> {
+    let failed = |error: anyhow::Error| {
+        let what = format!("failed to read facts from `{}`", path.display());
+        CliError::of(ExitStatus::Usage, error.context(what))
+            .hint("`qvl doctor --save-facts FILE` writes such a file")
+    };
+    let text = fs::read_to_string(path).map_err(|error| failed(error.into()))?;
+    // Straight into its type; only what does not fit is read again, to say where and why.
+    if let Ok(file) = serde_json::from_str::<FactsFile>(&text)
+        && file.format == FactsFile::VERSION
+    {
+        return Ok(file);
+    }
+    let value: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+    let format = value.get("format").and_then(serde_json::Value::as_u64);
+    if format != Some(u64::from(FactsFile::VERSION)) {
+        let found = format.map_or("none".to_owned(), |format| format.to_string());
+        return Err(failed(anyhow::Error::msg(format!(
+            "format {found}, this program reads {}",
+            FactsFile::VERSION
+        ))));
+    }
+    serde_path_to_error::deserialize(value).map_err(|error| failed(error.into()))
+}
