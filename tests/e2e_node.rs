@@ -342,11 +342,20 @@ impl Fleet {
         must(self.cluster.set_scenario(node, &file));
     }
 
-    /// The agent's pod on a node.
+    /// The agent's pod on a node; between two of them the DaemonSet takes a moment.
     fn pod(&self, node: &str) -> String {
-        let pods = "get pods -n qvl-system -l app.kubernetes.io/component=agent";
-        let one = "jsonpath={.items[0].metadata.name}";
-        self.cluster.run(&format!("{pods} --field-selector spec.nodeName={node} -o {one}"))
+        let begin = Instant::now();
+        loop {
+            let selector = format!("--field-selector=spec.nodeName={node}");
+            let names = self.cluster.run(&format!(
+                "get pods -n qvl-system -l app.kubernetes.io/component=agent {selector} -o name"
+            ));
+            if let Some(name) = names.lines().next() {
+                return name.trim_start_matches("pod/").to_owned();
+            }
+            assert!(begin.elapsed() < LIMIT, "no agent on {node}");
+            thread::sleep(Duration::from_millis(200));
+        }
     }
 
     /// A page of the agent on a node.
