@@ -12,6 +12,9 @@ use futures::StreamExt;
 /// A request that is too large is read to its end, and thrown away, as far as this many times the
 /// limit: a client that still writes when the connection is closed loses the answer that says why.
 const PATIENCE: usize = 4;
+/// One that waits for the answer before it sends a body that is announced as too large gets it after
+/// this time.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Why a body was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +33,11 @@ pub enum Unread {
 pub async fn read(request: Request, limit: usize, within: Duration) -> Result<Bytes, Unread> {
     let told = request.headers().get(header::CONTENT_LENGTH);
     let told = told.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let announced = told.is_some_and(|told| limit < told);
+    let (within, late) =
+        if announced { (LINGER, Unread::TooLarge) } else { (within, Unread::TooSlow) };
     let read = take(request.into_body(), told, limit);
-    tokio::time::timeout(within, read).await.unwrap_or(Err(Unread::TooSlow))
+    tokio::time::timeout(within, read).await.unwrap_or(Err(late))
 }
 
 async fn take(body: Body, told: Option<usize>, limit: usize) -> Result<Bytes, Unread> {
