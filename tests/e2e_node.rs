@@ -344,18 +344,11 @@ impl Fleet {
 
     /// The agent's pod on a node; between two of them the DaemonSet takes a moment.
     fn pod(&self, node: &str) -> String {
-        let begin = Instant::now();
-        loop {
-            let selector = format!("--field-selector=spec.nodeName={node}");
-            let names = self.cluster.run(&format!(
-                "get pods -n qvl-system -l app.kubernetes.io/component=agent {selector} -o name"
-            ));
-            if let Some(name) = names.lines().next() {
-                return name.trim_start_matches("pod/").to_owned();
-            }
-            assert!(begin.elapsed() < LIMIT, "no agent on {node}");
-            thread::sleep(Duration::from_millis(200));
-        }
+        let agents = "get pods -n qvl-system -l app.kubernetes.io/component=agent -o name";
+        let one = format!("{agents} --field-selector=spec.nodeName={node}");
+        self.cluster.wait_for(&one, "pod/");
+        let names = self.cluster.run(&one);
+        names.lines().next().unwrap_or_default().trim_start_matches("pod/").to_owned()
     }
 
     /// A page of the agent on a node.
