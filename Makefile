@@ -6,7 +6,7 @@ export PATH := $(QVL_CACHE)/go/bin:$(PATH)
 BUILD := $(or $(CARGO_TARGET_DIR),$(QVL_CACHE)/target)
 
 .PHONY: demo test lint bench bench-doctor bench-operator soak setup build check-cuda mutants digits-base
-.PHONY: sbom setup-packages setup-data setup-python setup-schemas setup-cluster without-trainer
+.PHONY: licences advisories sbom setup-packages setup-data setup-python setup-schemas setup-cluster without-trainer
 .PHONY: cluster-build cluster-up cluster-down cluster-shell
 
 demo: setup-data build
@@ -32,12 +32,22 @@ bench-doctor: setup-python build
 bench-operator: cluster-build
 	cargo bench --bench operator
 
-# Longer than a review waits for: every call of the operator going wrong, 260 kills of what keeps logs, mutants of the trainer, licences and
-# advisories of dependencies.
-soak: mutants cluster-build
+# Longer than a review waits for: every call of the operator going wrong, 260 kills of what keeps logs, faults of many
+# seeds on a real cluster, mutants of the trainer, licences of dependencies.
+soak: mutants licences setup cluster-build build
 	QVL_SOAK=1 cargo test --release --test operator
 	QVL_SOAK=1 cargo test --release --test logs -- --nocapture
-	cargo deny --version >/dev/null 2>&1 && cargo deny check || echo "cargo-deny is not installed: cargo install cargo-deny"
+	QVL_SOAK=1 cargo test --release --test e2e -- seeds
+
+# Licences, sources and forbidden crates of all dependencies.
+licences: target
+	tests/setup/tool cargo-deny 0.20.2
+	$(QVL_CACHE)/tools/bin/cargo-deny --offline check licenses bans sources
+
+# Known holes in dependencies; fetches the database of RustSec.
+advisories: target
+	tests/setup/tool cargo-deny 0.20.2
+	$(QVL_CACHE)/tools/bin/cargo-deny check advisories
 
 setup: setup-packages setup-data setup-python setup-schemas
 
@@ -65,11 +75,11 @@ without-trainer: target
 
 # Bills of materials in CycloneDX, of what Cargo.lock and the features of each program say.
 sbom: target
-	@cargo cyclonedx --version >/dev/null 2>&1 || { echo "cargo-cyclonedx is missing: cargo install --locked cargo-cyclonedx"; exit 1; }
+	tests/setup/tool cargo-cyclonedx 0.5.9
 	mkdir -p target/sbom
-	cargo cyclonedx --format json --override-filename bom --no-default-features
+	$(QVL_CACHE)/tools/bin/cargo-cyclonedx cyclonedx --format json --override-filename bom --no-default-features
 	mv bom.json target/sbom/qvl.cdx.json
-	cargo cyclonedx --format json --override-filename bom
+	$(QVL_CACHE)/tools/bin/cargo-cyclonedx cyclonedx --format json --override-filename bom
 	mv bom.json target/sbom/qvl-train.cdx.json
 	find tests -name bom.json -delete
 

@@ -11,6 +11,7 @@ mod lab;
 mod machines;
 mod queue;
 mod ranks;
+mod seeded;
 mod seen;
 
 use std::{
@@ -31,7 +32,7 @@ type Test = (&'static str, fn(&Lab));
 fn main() -> ExitCode {
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     let lab: Arc<Mutex<Option<Lab>>> = Arc::default();
-    let tests = [ranks::TESTS, machines::TESTS, queue::TESTS, control::TESTS].concat();
+    let tests = [ranks::TESTS, machines::TESTS, queue::TESTS, control::TESTS, seeded::TESTS].concat();
     let trials = tests.into_iter().map(|(name, test): Test| {
         let lab = Arc::clone(&lab);
         Trial::test(name, move || {
