@@ -141,7 +141,6 @@ fn within(
     inner: Option<&Block>,
 ) -> Vec<String> {
     let path = edit.path();
-    let indent = lines[line].len() - lines[line].trim_start().len();
     let rest = &path[depth..];
     let mut tries = Vec::new();
     if let (Edit::Add { item, .. }, Some(list), []) = (edit, inner, rest) {
@@ -176,21 +175,6 @@ fn within(
             }
         }
         tries.push(whole(&format!("{{{}}}", joined(inside, &flow(rest, edit)))));
-    }
-    // `env:` without anything behind it.
-    if value.is_empty() || value == "{}" || value == "[]" || value == "~" || value == "null" {
-        let step = 2;
-        let mut text = format!("{head}:{comment}{ending}");
-        if ending.is_empty() {
-            text.push('\n');
-        }
-        text += &match edit {
-            Edit::Add { item, .. } if rest.is_empty() => {
-                format!("{}- {}\n", " ".repeat(indent + step), scalar(item))
-            }
-            Edit::Set { .. } | Edit::Add { .. } => render(rest, edit, indent + step),
-        };
-        tries.push(spliced(lines, line, line + 1, &text));
     }
     tries
 }

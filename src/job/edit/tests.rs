@@ -60,7 +60,6 @@ fn a_field_is_set_in_every_style() {
         &["-  cluster: {image: x} # c", "+  cluster: {image: x, shm: 16Gi} # c"],
     );
     check("  cluster: {}\n", &shm, &["-  cluster: {}", "+  cluster: {shm: 16Gi}"]);
-    check("  cluster:\n", &shm, &["+    shm: 16Gi"]);
 }
 
 #[test]
