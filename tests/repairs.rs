@@ -10,7 +10,9 @@ mod world;
 
 use std::collections::BTreeSet;
 
-use cases::{CASES, Case, JOB_FILE, LIMIT, MODULE, PERSISTENCE, SHARED_MEMORY, SYSCTL, write_job};
+use cases::{
+    CASES, CORE, Case, JOB_FILE, LIMIT, MODULE, PERSISTENCE, SHARED_MEMORY, SYSCTL, write_job,
+};
 use qvl::doctor::fix::Kind;
 use serde_json::Value;
 use world::World;
@@ -206,6 +208,11 @@ fn shared_memory_survives_death() {
 #[test]
 fn limits_there_and_back() {
     round_trip(&LIMIT);
+}
+
+#[test]
+fn limits_that_are_lowered_there_and_back() {
+    round_trip(&CORE);
 }
 
 #[test]

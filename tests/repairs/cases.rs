@@ -45,21 +45,34 @@ pub(crate) static SHARED_MEMORY: Case = Case {
     meddle: Some("mount -o remount,size=1g /dev/shm"),
 };
 
+/// The hard limit stays: not every root may raise it.
 pub(crate) static LIMIT: Case = Case {
     kinds: &[Kind::Limit, Kind::LimitFile],
-    rule: "fd-limit",
+    rule: "file-size-limit",
     args: "--gpus 2",
-    prepare: "ulimit -n 512",
-    state: "grep 'open files' /proc/self/limits; ls -A /etc/security/limits.d",
-    facts: &["/limits/open_files/known/value", "/limits/open_files_hard/known/value"],
+    prepare: "ulimit -S -f 2048",
+    state: "grep 'Max file size' /proc/self/limits; ls -A /etc/security/limits.d",
+    facts: &["/limits/file_size_bytes/known/value"],
     shows: &[
         "prlimit --pid ",
-        "--nofile=65536:65536",
-        "512 512 -> 65536 65536",
-        "+*    -  nofile  65536",
+        "--fsize=unlimited:unlimited",
+        "1048576 unlimited -> unlimited unlimited",
+        "+*    -  fsize  unlimited",
         "/dev/null",
     ],
-    meddle: Some("echo '# mine' >> /etc/security/limits.d/90-qvl-nofile.conf"),
+    meddle: Some("echo '# mine' >> /etc/security/limits.d/90-qvl-fsize.conf"),
+};
+
+/// A limit that is lowered.
+pub(crate) static CORE: Case = Case {
+    kinds: &[Kind::Limit, Kind::LimitFile],
+    rule: "core-dumps-on",
+    args: "--gpus 2",
+    prepare: "ulimit -S -c unlimited; echo core > /proc/sys/kernel/core_pattern",
+    state: "grep 'Max core file size' /proc/self/limits; ls -A /etc/security/limits.d",
+    facts: &["/limits/core_bytes/known/value"],
+    shows: &["--core=0:unlimited", "unlimited unlimited -> 0 unlimited", "+*    soft  core  0"],
+    meddle: Some("prlimit --pid $$ --core=4096:unlimited"),
 };
 
 pub(crate) static MODULE: Case = Case {
@@ -95,8 +108,8 @@ pub(crate) static JOB_FILE: Case = Case {
     meddle: Some("echo '# mine' >> \"$T/job.yaml\""),
 };
 
-pub(crate) static CASES: [&Case; 6] =
-    [&PERSISTENCE, &SHARED_MEMORY, &LIMIT, &MODULE, &SYSCTL, &JOB_FILE];
+pub(crate) static CASES: [&Case; 7] =
+    [&PERSISTENCE, &SHARED_MEMORY, &LIMIT, &CORE, &MODULE, &SYSCTL, &JOB_FILE];
 
 const JOB: &str = "# My job; this line stays.
 apiVersion: qvl.dev/v1alpha1

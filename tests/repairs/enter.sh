@@ -21,10 +21,11 @@ for path in /*; do
 done
 # Files of the kernel: the real ones, but for modules and settings, which are simulated.
 mount -t tmpfs proc "$root/proc"
+set --
 for path in /proc/*; do
-    name=${path#/proc/}
-    ln -s "/realproc/$name" "$root/proc/$name"
+    set -- "$@" "/realproc/${path#/proc/}"
 done
+ln -s "$@" "$root/proc/"
 rm -f "$root/proc/modules" "$root/proc/sys"
 mkdir -p "$root/proc/sys/kernel/random" "$root/proc/sys/vm"
 for name in hostname osrelease random/boot_id; do
