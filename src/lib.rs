@@ -10,6 +10,7 @@
 //! | [`data`] | samples, prompts, boxes, tokenizer, images, lint | yes |
 //! | [`doctor`] | rules over facts | no |
 //! | [`probe`] | fills facts | yes |
+//! | [`repair`] | makes repairs and takes them back; their journal | yes |
 //! | [`report`] | renders verdicts to an `impl Write` | no |
 //! | [`api`] | custom resources of a cluster | no |
 //! | [`launch`] | plan, supervisor and run folder of a job | yes |
@@ -40,6 +41,7 @@ pub mod launch;
 pub mod logs;
 pub mod operator;
 pub mod probe;
+pub mod repair;
 pub mod report;
 pub mod telemetry;
 #[cfg(feature = "train")]

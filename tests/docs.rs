@@ -7,7 +7,10 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use assert_cmd::Command;
 use qvl::{
-    doctor::{KEYS, Label, Scope},
+    doctor::{
+        KEYS, Label, Scope,
+        fix::{Kind, REPAIRS},
+    },
     wire::TrainerExit,
 };
 
@@ -42,8 +45,8 @@ fn every_check_has_a_section() {
          A check that\nmay block and is unknown stops a launch, unless it says otherwise. Causes are those of [causes.md](causes.md).\n\n\
          Mutation score: {0} of {0}. Each check has one thing that is broken in a healthy fleet (`src/doctor/tests`), on which it fires, and no\n\
          other check does, but for two pairs: one node that uses MPS is warned of by itself too (mps-running beside mps-inconsistent), and the\n\
-         official scripts on several GPUs are a drift of the batch (batch-lr-drift). With its facts unread each is unknown; batch-lr-drift and\n\
-         data-unusable judge the job, which has no facts, and trainer-missing is about the file that cannot be read.\n",
+         official scripts on several GPUs are a drift of the batch (batch-lr-drift). With its facts unread each is unknown; batch-lr-drift,\n\
+         data-unusable and pod-shm-small judge the job, which has no facts, and trainer-missing is about the file that cannot be read.\n",
         checks.len()
     );
     for check in checks {
@@ -95,6 +98,25 @@ fn the_causes_are_those_of_the_table() {
         .unwrap();
     }
     assert_current("docs/causes.md", &text);
+}
+
+#[test]
+fn the_repairs_are_those_of_the_source() {
+    let mut text = format!(
+        "# Repairs\n\nMade from the source: what `qvl doctor --fix` can repair, {} checks. [doctor.md](doctor.md) says how.\n\n\
+         ## Kinds\n\n| kind | is made by | lasts, without an undo |\n|---|---|---|\n",
+        REPAIRS.len()
+    );
+    for kind in Kind::ALL {
+        writeln!(text, "| {} | {} | {} |", kind.name(), kind.how(), kind.lasts()).unwrap();
+    }
+    text += "\n## Checks\n\n| check | repair | kind |\n|---|---|---|\n";
+    for repair in REPAIRS {
+        let kinds: Vec<&str> = repair.kinds.iter().map(|kind| kind.name()).collect();
+        let (rule, what) = (repair.rule, repair.what);
+        writeln!(text, "| [{rule}](rules.md#{rule}) | {what} | {} |", kinds.join(", ")).unwrap();
+    }
+    assert_current("docs/repairs.md", &text);
 }
 
 #[test]

@@ -301,6 +301,20 @@ fn every_line_of_a_rank_is_kept_in_order() {
 }
 
 #[test]
+fn variables_of_the_job_reach_the_ranks_and_others_do_not() {
+    let run = Run::new("variables", "");
+    let path = run.output().join("job.yaml");
+    let job = fs::read_to_string(&path).unwrap();
+    fs::write(&path, job + "  env: {set: {OF_THE_JOB: there}, unset: [OF_THE_SHELL]}\n").unwrap();
+    let output = run.output();
+    let mut command = run.qvl(&["resume", output.to_str().unwrap()]);
+    let ended = command.env("OF_THE_JOB", "other").env("OF_THE_SHELL", "there").output().unwrap();
+    assert_eq!(ended.status.code(), Some(0));
+    let (_code, log) = run.ask(&["logs", "variables"]);
+    assert_eq!(log.matches("variables there none").count(), 2, "{log}");
+}
+
+#[test]
 fn the_json_stream_holds_ranks_and_supervisor() {
     let run = Run::new("kill", "");
     let output = run.resume(&["--output", "json"]);

@@ -35,6 +35,7 @@ use self::{
     wanted::Wanted,
 };
 use crate::{
+    job::RankEnv,
     launch::attempt::{self, Meeting, News, Plan, Request},
     wire::{
         TrainerExit,
@@ -72,6 +73,8 @@ pub struct Pod {
     pub peer_timeout_seconds: u32,
     pub stall_multiplier: f64,
     pub startup: Duration,
+    /// Variables of the job.
+    pub env: RankEnv,
     /// A pod without trainers ends when it has not heard the broker for so long: its GPUs are of
     /// use to others. An operator is replaced sooner, and then a restart in place costs seconds.
     pub alone: Duration,
@@ -313,6 +316,7 @@ impl Supervisor<'_> {
             peer_timeout_seconds: self.pod.peer_timeout_seconds,
             stall_multiplier: self.pod.stall_multiplier,
             startup: self.pod.startup,
+            env: self.pod.env.clone(),
         }
     }
 }

@@ -211,6 +211,7 @@ fn pod(args: &RankArgs, job: &FineTuneJob) -> Result<Pod, CliError> {
         peer_timeout_seconds: job.spec.world.peer_timeout_seconds,
         stall_multiplier: job.spec.failure.stall_multiplier,
         startup: Duration::from_secs(u64::from(job.spec.failure.startup_seconds)),
+        env: job.spec.env.clone(),
         alone: Duration::from_secs(u64::from(args.alone_seconds)),
         test_network: job.spec.cluster.test_network,
     })

@@ -4,12 +4,14 @@ mod asked;
 mod binary;
 mod catalog;
 mod diff;
+mod fix;
 mod fleet;
 mod gate;
 mod observed;
 mod parity;
 mod permission;
 mod replay;
+mod undo;
 mod what_if;
 mod why;
 
@@ -28,7 +30,8 @@ pub(super) use permission::{Permission, VerdictArgs};
 
 use super::{CliError, cluster};
 use crate::{
-    doctor::{self, Overall, Report, Seal, Seen},
+    doctor::{self, Demand, Overall, Report, Seal, Seen},
+    facts::Snapshot,
     report::{self, View},
     wire::ExitStatus,
 };
@@ -50,7 +53,16 @@ pub struct DoctorArgs {
     /// Read files below this folder instead of `/`. The driver is asked all the same.
     #[arg(long, value_name = "DIR")]
     sysroot: Option<PathBuf>,
-    /// Form of the report.
+    /// Show a plan of repairs instead of the report. It changes nothing without --apply.
+    #[arg(long, conflicts_with = "save_facts")]
+    fix: bool,
+    /// Make the repairs of the plan, look again after each, and roll back what does not help.
+    #[arg(long, requires = "fix", conflicts_with_all = ["facts", "sysroot"])]
+    apply: bool,
+    /// Repair only what this check finds. May be given several times.
+    #[arg(long, requires = "fix", value_name = "ID")]
+    only: Vec<String>,
+    /// Form of the report; a plan of repairs is text or JSON.
     #[arg(long, value_enum, default_value_t = Form::Text)]
     format: Form,
     /// Warnings and unknown checks block too.
@@ -121,6 +133,8 @@ enum DoctorCommand {
     WhatIf(what_if::WhatIfArgs),
     /// Compare two files of facts, or two reports in JSON.
     Diff(diff::DiffArgs),
+    /// Take repairs of `--fix --apply` back, the newest first.
+    Undo(undo::UndoArgs),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -158,30 +172,14 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
         Some(DoctorCommand::Why(args)) => return why::run(args, out),
         Some(DoctorCommand::WhatIf(args)) => return what_if::run(args, out),
         Some(DoctorCommand::Diff(args)) => return diff::run(args, out),
+        Some(DoctorCommand::Undo(args)) => return undo::run(args, out),
         None => {}
     }
+    if args.fix {
+        return fix::run(args, out);
+    }
     let begin = Instant::now();
-    let allowed = allowed(&args.allow_unknown)?;
-    let (demand, folders, known) = asked::demand(&args.asked, args.cluster)?;
-    let (report, snapshot) = if args.cluster {
-        let (job, wait) = (known.job.as_ref(), args.wait.unwrap_or_default());
-        let roster = cluster::fleet::read(&args.target, job, args.trainer.as_deref(), wait)?;
-        let demand = cluster::fleet::shaped(demand, &roster, job);
-        let snapshot = &roster.fleet.snapshot;
-        let mut report = doctor::diagnose(snapshot, &demand);
-        report.leave_to_pods(roster.trainer);
-        let seen = Seen { rank: false, trainer: roster.trainer };
-        fleet::add(&mut report, snapshot, &demand, &known, &allowed, seen);
-        if args.format == Form::Text {
-            cluster::fleet::preface(&roster, &report, job, &allowed, out)?;
-        }
-        (report, roster.fleet.snapshot)
-    } else {
-        let snapshot = observed::snapshot(args, folders)?;
-        let mut report = doctor::diagnose(&snapshot, &demand);
-        fleet::add(&mut report, &snapshot, &demand, &known, &allowed, Seen::ALL);
-        (report, snapshot)
-    };
+    let Judged { report, snapshot, known, allowed, .. } = judged(args, Some(out))?;
     let elapsed_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
     let elapsed_ms = (!args.reproducible).then_some(elapsed_ms);
     let now = (!args.reproducible).then(unix_seconds);
@@ -199,6 +197,39 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
         Form::Html => report::html(&report, &view, out)?,
     }
     Ok(status(&report, args.strict, &allowed))
+}
+
+/// What was asked, what was observed, and the verdict on it.
+struct Judged {
+    report: Report,
+    snapshot: Snapshot,
+    demand: Demand,
+    known: fleet::Known,
+    allowed: BTreeSet<String>,
+}
+
+/// Looks at the machines and judges them. The text about a cluster goes to `out`.
+fn judged(args: &DoctorArgs, out: Option<&mut dyn Write>) -> Result<Judged, CliError> {
+    let allowed = allowed(&args.allow_unknown)?;
+    let (demand, folders, known) = asked::demand(&args.asked, args.cluster)?;
+    if !args.cluster {
+        let snapshot = observed::snapshot(args, folders)?;
+        let mut report = doctor::diagnose(&snapshot, &demand);
+        fleet::add(&mut report, &snapshot, &demand, &known, &allowed, Seen::ALL);
+        return Ok(Judged { report, snapshot, demand, known, allowed });
+    }
+    let (job, wait) = (known.job.as_ref(), args.wait.unwrap_or_default());
+    let roster = cluster::fleet::read(&args.target, job, args.trainer.as_deref(), wait)?;
+    let demand = cluster::fleet::shaped(demand, &roster, job);
+    let snapshot = &roster.fleet.snapshot;
+    let mut report = doctor::diagnose(snapshot, &demand);
+    report.leave_to_pods(roster.trainer);
+    let seen = Seen { rank: false, trainer: roster.trainer };
+    fleet::add(&mut report, snapshot, &demand, &known, &allowed, seen);
+    if let Some(mut out) = out.filter(|_out| args.format == Form::Text) {
+        cluster::fleet::preface(&roster, &report, job, &allowed, &mut out)?;
+    }
+    Ok(Judged { report, snapshot: roster.fleet.snapshot, demand, known, allowed })
 }
 
 fn unix_seconds() -> i64 {

@@ -12,6 +12,12 @@ pub struct ProbeDriverArgs {
     /// The library to ask.
     #[arg(value_enum)]
     library: LibraryArg,
+    /// Ask NVML for the persistence mode of the GPU with this UUID, and for nothing else.
+    #[arg(long, value_name = "GPU")]
+    persistence: Option<String>,
+    /// Set it first.
+    #[arg(long, requires = "persistence", value_name = "ON")]
+    set: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -28,11 +34,15 @@ pub(super) fn run(args: &ProbeDriverArgs, out: &mut impl Write) -> Result<ExitSt
         LibraryArg::Nvml => probe::DriverLibrary::Nvml,
         LibraryArg::Cuda => probe::DriverLibrary::Cuda,
     };
-    let answer = probe::serve(library, |call| {
+    let say = |call: &str| {
         let mut out = std::io::stdout();
         // Whoever listened may be gone; then nobody needs the answer either.
         let _said = writeln!(out, "{call}").and_then(|()| out.flush());
-    });
+    };
+    let answer = match &args.persistence {
+        Some(gpu) => probe::serve_persistence(gpu, args.set, say),
+        None => probe::serve(library, say),
+    };
     writeln!(out, "{answer}")?;
     Ok(ExitStatus::Success)
 }

@@ -1,8 +1,10 @@
 //! What a job needs from the machines, in numbers.
 
+use std::borrow::Cow;
+
 use crate::{
-    facts::{NodeFacts, NvmlState, Snapshot},
-    job::{Compute, Dtype, FineTuneJob},
+    facts::{EnvFacts, Fact, NodeFacts, NvmlState, Snapshot},
+    job::{Compute, Dtype, FineTuneJob, RankEnv, quantity},
 };
 
 /// Host memory that the official loader needs for each rank: the f32 build of Qwen-VL.
@@ -51,6 +53,10 @@ pub struct Demand {
     pub data: Option<DataVerdict>,
     /// Samples and learning rate of a step.
     pub batch: Option<BatchNeed>,
+    /// Variables that the job gives to its ranks, or keeps from them.
+    pub env: RankEnv,
+    /// Size of `/dev/shm` in a pod of the job, in bytes; `None` if it will not run in pods.
+    pub pod_shm_bytes: Option<u64>,
 }
 
 /// Disk for checkpoints.
@@ -124,6 +130,39 @@ impl Demand {
                 unit: spec.batch.unit,
                 learning_rate: spec.optimizer.learning_rate,
             }),
+            env: spec.env.clone(),
+            pod_shm_bytes: None,
+        }
+    }
+
+    /// The same demand of a job whose ranks run in pods.
+    #[must_use]
+    pub fn in_pods(self, job: &FineTuneJob) -> Self {
+        Demand { pod_shm_bytes: bytes_of(&job.spec.cluster.shm), ..self }
+    }
+
+    /// The facts as the ranks will see them: with the variables of the job. The official scripts
+    /// are not started by this launcher, so they get none of them.
+    pub(super) fn seen<'s>(&self, snapshot: &'s Snapshot) -> Cow<'s, Snapshot> {
+        if self.env.is_empty() || self.stack == Stack::Official {
+            return Cow::Borrowed(snapshot);
+        }
+        let mut seen = snapshot.clone();
+        seen.nodes.values_mut().for_each(|node| self.dress(node));
+        Cow::Owned(seen)
+    }
+
+    fn dress(&self, node: &mut NodeFacts) {
+        let Fact::Known { value, from } = &node.env.variables else { return };
+        let mut variables = value.clone();
+        variables.extend(self.env.set.clone());
+        self.env.unset.iter().for_each(|name| {
+            variables.remove(name);
+        });
+        let from = format!("{}, spec.env of the job", from.as_str());
+        node.env = EnvFacts { variables: Fact::known(variables, from.as_str()) };
+        if self.env.unset.iter().any(|name| name == "MASTER_ADDR") {
+            node.network.master_address = Fact::known(None, from.as_str());
         }
     }
 
@@ -174,6 +213,16 @@ impl Demand {
     pub fn name(&self) -> String {
         self.job.as_ref().map_or_else(|| "a job".to_owned(), |job| format!("`{job}`"))
     }
+}
+
+/// A quantity of Kubernetes, such as `8Gi`, in bytes.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "an amount is positive, and a float that is too large becomes the largest number"
+)]
+fn bytes_of(text: &str) -> Option<u64> {
+    Some(quantity::value(text)? as u64)
 }
 
 /// GPUs, if any node shows a trace of one; a broken driver must not turn a GPU job silently into

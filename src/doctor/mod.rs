@@ -11,6 +11,7 @@ mod compare;
 mod demand;
 mod drift;
 mod fit;
+pub mod fix;
 mod floor;
 mod gpus;
 mod judgement;
@@ -61,7 +62,8 @@ pub fn rule(id: &str) -> Option<&'static Rule> {
 
 /// Runs every rule over every node.
 pub fn diagnose(snapshot: &Snapshot, demand: &Demand) -> Report {
-    let demand = demand.resolved(snapshot);
+    let seen = demand.seen(snapshot);
+    let (snapshot, demand) = (&*seen, demand.resolved(&seen));
     let mut results: Vec<CheckResult> =
         RULES.iter().flat_map(|rule| run(rule, snapshot, &demand)).collect();
     results.sort_by(|a, b| {

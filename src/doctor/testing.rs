@@ -15,7 +15,7 @@ use crate::{
         PtxModule, RdmaPort, RemappedRows, ShmFacts, Snapshot, Storage, TrainerFacts, TrainerFile,
         Weights,
     },
-    job::{Compute, Dtype},
+    job::{Compute, Dtype, RankEnv},
 };
 
 pub(super) const GIB: u64 = 1 << 30;
@@ -47,6 +47,8 @@ pub(super) fn demand() -> Demand {
         master_port: None,
         data: Some(DataVerdict { blocking: 0, warnings: 0, worst: None }),
         batch: Some(BatchNeed { global: 16, unit: 1, learning_rate: 1e-4 }),
+        env: RankEnv::default(),
+        pod_shm_bytes: None,
     }
 }
 

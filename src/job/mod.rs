@@ -2,6 +2,7 @@
 //! steps and memory. Pure: what doctor, launcher, operator and trainer all read.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod edit;
 mod lines;
 pub mod memory;
 mod parse;
@@ -17,7 +18,7 @@ pub use parse::{JobError, Problem, parse};
 pub use spec::{
     Batch, Checkpoint, Cluster, Compute, Data, Dtype, EXCLUDED_NODES, EvalSet, Evaluation, Failure,
     FineTuneJob, Full, JobKind, JobSpec, JobVersion, Lora, LoraTarget, Mask, Metadata, Method,
-    ModelSource, Normalisation, OnOverlong, Optimizer, Part, RankResources, Schedule, ScheduleKind,
-    Stage, Task, TrainSet, Volume, World,
+    ModelSource, Normalisation, OnOverlong, Optimizer, Part, RankEnv, RankResources, Schedule,
+    ScheduleKind, Stage, Task, TrainSet, Volume, World,
 };
 pub use validate::problems;

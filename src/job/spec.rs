@@ -82,6 +82,10 @@ pub struct JobSpec {
     /// What happens when a rank fails.
     #[serde(default)]
     pub failure: Failure,
+    /// Environment variables of the ranks. All others come from the launcher's environment, or in
+    /// a cluster from the pod's.
+    #[serde(default, skip_serializing_if = "RankEnv::is_empty")]
+    pub env: RankEnv,
     /// Folder for checkpoints, logs, metrics and the result. It is created if missing.
     pub output: String,
     /// What a cluster needs to know beside.
@@ -541,6 +545,25 @@ pub struct Failure {
 impl Default for Failure {
     fn default() -> Self {
         Failure { max_restarts: 3, stall_multiplier: 10.0, startup_seconds: 1200 }
+    }
+}
+
+/// Environment variables that the ranks get or lose.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RankEnv {
+    /// Variables with their values, for example `NCCL_DEBUG: WARN`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub set: BTreeMap<String, String>,
+    /// Names of variables that the ranks must not see.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unset: Vec<String>,
+}
+
+impl RankEnv {
+    /// Whether nothing is changed.
+    pub fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.unset.is_empty()
     }
 }
 

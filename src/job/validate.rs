@@ -2,6 +2,7 @@
 //! `api::crd` holds them in its language.
 
 mod cluster;
+mod env;
 
 use super::{FineTuneJob, JobSpec, Lora, Method, Schedule, Stage, parse::Problem};
 
@@ -30,6 +31,7 @@ pub fn problems(job: &FineTuneJob) -> Vec<Problem> {
     batch(spec, &mut found);
     stages(spec, &mut found);
     running(spec, &mut found);
+    env::problems(&spec.env, &mut found);
     cluster::problems(&spec.cluster, spec.world.gpus, &mut found);
     found.problems
 }

@@ -17,7 +17,10 @@ use nix::{
 };
 
 use super::{ladder::RankEnd, pulse::Silence};
-use crate::wire::{Event, Record, TrainerExit, env};
+use crate::{
+    job::RankEnv,
+    wire::{Event, Record, TrainerExit, env},
+};
 
 /// How long the pipes of an ended rank are read on: a grandchild may hold them open for ever.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -41,6 +44,8 @@ pub struct Plan {
     pub peer_timeout_seconds: u32,
     pub stall_multiplier: f64,
     pub startup: Duration,
+    /// Variables of the job. What the launcher sets itself stands above them.
+    pub env: RankEnv,
 }
 
 /// Where the ranks of one attempt meet.
@@ -95,7 +100,12 @@ impl RankProcess {
         meeting: &Meeting,
         sender: &Sender<(u32, Said)>,
     ) -> io::Result<Self> {
-        let mut child = Command::new(&plan.trainer)
+        let mut command = Command::new(&plan.trainer);
+        plan.env.unset.iter().for_each(|name| {
+            command.env_remove(name);
+        });
+        let mut child = command
+            .envs(&plan.env.set)
             .arg("run")
             .arg("--job")
             .arg(&plan.job)

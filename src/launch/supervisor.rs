@@ -193,6 +193,7 @@ impl<'a, N: FnMut(Notice)> Supervisor<'a, N> {
             peer_timeout_seconds: spec.world.peer_timeout_seconds,
             stall_multiplier: spec.failure.stall_multiplier,
             startup: Duration::from_secs(u64::from(spec.failure.startup_seconds)),
+            env: spec.env.clone(),
         };
         self.tell(SupervisorEvent::AttemptStarted { world: plan.world });
         attempt::run(

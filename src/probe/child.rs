@@ -88,13 +88,57 @@ pub(super) fn start(program: &Path, library: DriverLibrary) -> Question {
     if let Some(silence) = stuck(&STUCK, library) {
         return Question { library, asked: Asked::Stuck(silence) };
     }
+    ask(program, library, &[], Stdio::null())
+}
+
+fn ask(program: &Path, library: DriverLibrary, more: &[&str], stdin: Stdio) -> Question {
     let child = Command::new(program)
         .args(["probe-driver", library.name()])
-        .stdin(Stdio::null())
+        .args(more)
+        .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn();
     Question { library, asked: Asked::Started(child) }
+}
+
+/// Asks for the persistence mode of a GPU, or sets it first. Turning it on initialises the GPU,
+/// which takes seconds. `stdin` is held open by the process that makes the calls.
+pub fn persistence(
+    program: &Path,
+    gpu: &str,
+    set: Option<bool>,
+    stdin: Stdio,
+) -> Result<bool, nvml::PersistenceError> {
+    let lost = |message: String| nvml::PersistenceError { message, denied: false };
+    let library = DriverLibrary::Nvml;
+    if let Some(Silence::Hung { call, .. }) = stuck(&STUCK, library) {
+        return Err(lost(format!("the driver hangs in {call}")));
+    }
+    let text = set.map(|on| on.to_string());
+    let mut more = vec!["--persistence", gpu];
+    if let Some(text) = &text {
+        more.extend(["--set", text]);
+    }
+    let answer = ask(program, library, &more, stdin).answer_within(LONGEST);
+    let answer: Result<Result<bool, nvml::PersistenceError>, Silence> = answer;
+    answer.unwrap_or_else(|silence| match silence {
+        Silence::Hung { call, after_ms } => {
+            Err(lost(format!("the driver did not return from {call} within {after_ms} ms")))
+        }
+        Silence::Crashed { message } => Err(lost(format!("the driver crashed: {message}"))),
+    })
+}
+
+/// The child's side of [`persistence`].
+pub fn serve_persistence(
+    gpu: &str,
+    set: Option<bool>,
+    mut say: impl FnMut(&str) + Send + 'static,
+) -> String {
+    let progress = Progress::to(move |call| say(&format!("call {call}")));
+    let answer = nvml::persistence(nvml::LIBRARY.as_ref(), gpu, set, &progress);
+    format!("answer {}", serde_json::to_string(&answer).expect("plain data"))
 }
 
 impl Question {

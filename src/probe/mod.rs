@@ -31,7 +31,7 @@ mod text;
 use std::path::{Path, PathBuf};
 
 pub use calls::Progress;
-pub use child::{DriverLibrary, serve};
+pub use child::{DriverLibrary, persistence, serve, serve_persistence};
 pub use kmsg::KernelLogFollower;
 
 use crate::facts::{

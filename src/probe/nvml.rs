@@ -3,6 +3,8 @@
 
 use std::{ffi::OsStr, thread, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use nvml_wrapper::{Device, Nvml, enum_wrappers::device::P2pCapabilitiesIndex, error::NvmlError};
 
 use super::{
@@ -65,6 +67,41 @@ pub fn read(library: &OsStr, progress: &Progress) -> NvmlFacts {
         gpus,
         slowest_call: Fact::known(calls.slowest(), "clock around NVML calls"),
     }
+}
+
+/// Why the persistence mode could not be read or set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PersistenceError {
+    /// The call, and what it said.
+    pub message: String,
+    /// Whether rights are missing.
+    pub denied: bool,
+}
+
+/// Persistence mode of the GPU with this UUID, after it was set, if `set`.
+pub(super) fn persistence(
+    library: &OsStr,
+    gpu: &str,
+    set: Option<bool>,
+    progress: &Progress,
+) -> Result<bool, PersistenceError> {
+    let told = |call: &'static str| {
+        move |error: NvmlError| {
+            let denied = matches!(error, NvmlError::NoPermission);
+            PersistenceError { message: format!("{call}: {}", Failure::of(error)), denied }
+        }
+    };
+    let mut calls = Calls::new(progress);
+    let nvml = calls.make("nvmlInit_v2", || Nvml::builder().lib_path(library).init());
+    let nvml = nvml.map_err(told("nvmlInit_v2"))?;
+    let found = calls.make("nvmlDeviceGetHandleByUUID", || nvml.device_by_uuid(gpu));
+    let mut device = found.map_err(told("nvmlDeviceGetHandleByUUID"))?;
+    if let Some(on) = set {
+        let done = calls.make("nvmlDeviceSetPersistenceMode", || device.set_persistent(on));
+        done.map_err(told("nvmlDeviceSetPersistenceMode"))?;
+    }
+    let mode = calls.make("nvmlDeviceGetPersistenceMode", || device.is_in_persistent_mode());
+    mode.map_err(told("nvmlDeviceGetPersistenceMode"))
 }
 
 fn init_state(error: NvmlError) -> NvmlState {

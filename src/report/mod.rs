@@ -2,6 +2,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod changes;
+pub mod fix;
 mod html;
 mod json;
 mod junit;

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::doctor::{
     Area, CheckResult, Counts, Overall, Problem, Report, Rule, Severity, Subject, Value, Verdict,
+    fix::repairable,
 };
 
 /// Columns of the verdict and of the id.
@@ -196,17 +197,23 @@ fn four_parts(
     out: &mut impl Write,
 ) -> io::Result<()> {
     let why = format!("qvl doctor explain {}", rule.id);
-    let parts = [
+    let repair = format!("qvl doctor --fix --only {}", rule.id);
+    let mut parts = vec![
         ("what", problem.what.as_str()),
         ("effect", &problem.impact),
         ("fix", &problem.fix),
         ("see", &problem.see),
         ("why", &why),
     ];
+    // A plan that can be undone; it changes nothing until it is told to.
+    if repairable(rule.id).is_some() && Severity::Info < problem.severity {
+        parts.insert(3, ("repair", &repair));
+    }
     let room = view.width.saturating_sub(TEXT_COLUMN).max(20);
     for (name, text) in parts {
         // A command must stay in one piece, so that it can be copied.
-        let lines = if name == "see" { vec![text.to_owned()] } else { wrap(text, room) };
+        let lines =
+            if matches!(name, "see" | "repair") { vec![text.to_owned()] } else { wrap(text, room) };
         for (index, line) in lines.iter().enumerate() {
             let name = if index == 0 { name } else { "" };
             let indent = 2 + VERDICT_WIDTH;

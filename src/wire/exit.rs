@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum ExitStatus {
     /// Done; for the doctor: nothing blocks.
     Success,
-    /// The doctor found a blocking problem (any warning too with `--strict`), or a launch
-    /// was refused because of one.
+    /// The doctor found a blocking problem (any warning too with `--strict`), a launch was refused
+    /// because of one, or a repair or its undo did not go through.
     Blocked,
     /// Usage or configuration error (clap's own code).
     Usage,

@@ -14,6 +14,7 @@ on_request() { rank 1 || sleep 1; save "$reported"; fail preempted "stopped on r
 
 echo $$ > "$folder/pid-$QVL_ATTEMPT-$RANK"
 echo "rank $RANK port $MASTER_PORT token $QVL_TOKEN" >&2
+[ "$SCENARIO" != variables ] || echo "variables ${OF_THE_JOB-none} ${OF_THE_SHELL-none}" >&2
 say "\"event\":\"started\",\"pid\":$$,\"world\":$WORLD_SIZE,\"version\":\"1\""
 step=$(cat "$folder/checkpoint" 2>/dev/null || echo 0)
 reported=$step

@@ -86,6 +86,10 @@ fn nobody() -> CliError {
 /// The same demand with the ranks that a node would take.
 pub(crate) fn shaped(demand: Demand, roster: &Roster, job: Option<&FineTuneJob>) -> Demand {
     let shape = job.and_then(|job| roster::shape(&roster.nodes, job));
+    let demand = match job {
+        Some(job) => demand.in_pods(job),
+        None => demand,
+    };
     Demand { ranks_each: shape.map(|shape| shape.per_node), ..demand }
 }
 
@@ -117,7 +121,7 @@ pub(crate) fn gate(
     let fleet = health::fleet(&world.reports, nodes, names, Timestamp::now());
     fleet.notes().try_for_each(|note| writeln!(out, "doctor  {note}"))?;
     let each = Some(placement.shape.per_node);
-    let demand = Demand { ranks_each: each, ..Demand::of(job, sizes(planned)) };
+    let demand = Demand { ranks_each: each, ..Demand::of(job, sizes(planned)).in_pods(job) };
     let mut report = doctor::diagnose(&fleet.snapshot, &demand);
     report.leave_to_pods(false);
     let stop = command::stop_launch(&report, allow_unknown, out)?;

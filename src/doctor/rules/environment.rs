@@ -72,6 +72,11 @@ const BAD: &[(&str, &str)] = &[
     ("CUDA_DISABLE_PTX_JIT", "kernels that are PTX cannot be loaded"),
 ];
 
+/// Names of variables that slow ranks down or write dumps.
+pub(in crate::doctor) fn debugging_variables() -> impl Iterator<Item = &'static str> {
+    BAD.iter().map(|(name, _effect)| *name)
+}
+
 fn bad(node: &NodeFacts, demand: &Demand) -> Outcome {
     let fact = &node.env.variables;
     let variables = fact.get()?;

@@ -48,7 +48,7 @@ pub(super) static IB_DISABLED_LEFTOVER: Rule = Rule {
 };
 
 /// Whether NCCL's selector takes this interface: prefixes, `^` excludes, `=` exact.
-pub(super) fn selects(selector: &str, name: &str) -> bool {
+pub(in crate::doctor) fn selects(selector: &str, name: &str) -> bool {
     let (exclude, rest) = match selector.strip_prefix('^') {
         Some(rest) => (true, rest),
         None => (false, selector),

@@ -55,6 +55,10 @@ mod training_program;
 pub(super) mod visible;
 mod xid_seen;
 
+pub(super) use environment::debugging_variables;
+pub(super) use interfaces::selects;
+pub(super) use nccl_settings::ERROR_HANDLING;
+
 use super::{Rule, Stop};
 use crate::facts::{Fact, NodeFacts};
 
@@ -117,6 +121,7 @@ pub static RULES: &[&Rule] = &[
     &nccl::NCCL_DUPLICATE,
     &nccl::NCCL_SKEW,
     &limits::SHM_SMALL,
+    &shared_memory::POD_SHM_SMALL,
     &limits::MEMLOCK_LOW,
     &limits::FD_LIMIT,
     &host_memory::CGROUP_LIMITS,

@@ -257,14 +257,16 @@ fn net(node: &NodeFacts, demand: &Demand) -> Outcome {
     unwanted(node, &NCCL_NET_FORCED, found, impact, "echo $NCCL_NET")
 }
 
+/// Variables that turn error handling off when they are 0.
+pub(in crate::doctor) const ERROR_HANDLING: [&str; 3] = [
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING",
+    "NCCL_ASYNC_ERROR_HANDLING",
+    "TORCH_NCCL_ENABLE_MONITORING",
+];
+
 fn errors(node: &NodeFacts, demand: &Demand) -> Outcome {
     let variables = node.env.variables.get()?;
-    let names = [
-        "TORCH_NCCL_ASYNC_ERROR_HANDLING",
-        "NCCL_ASYNC_ERROR_HANDLING",
-        "TORCH_NCCL_ENABLE_MONITORING",
-    ];
-    let mut found = set(variables, &names);
+    let mut found = set(variables, &ERROR_HANDLING);
     found.retain(|text| text.ends_with("=0"));
     let impact = format!("when one rank of {} dies, the others wait for ever", demand.name());
     unwanted(node, &NCCL_ERRORS_IGNORED, found, impact, "env | grep NCCL_")

@@ -1,4 +1,4 @@
-//! `shm-full`, `shm-stale`, `shm-counts-as-memory`, `remove-ipc`.
+//! `shm-full`, `shm-stale`, `shm-counts-as-memory`, `remove-ipc`, `pod-shm-small`.
 
 use crate::{
     doctor::{
@@ -66,6 +66,23 @@ pub(super) static REMOVE_IPC: Rule = Rule {
     check: Check::Node(remove_ipc),
 };
 
+pub(super) static POD_SHM_SMALL: Rule = Rule {
+    id: "pod-shm-small",
+    summary: "the job gives its pods a /dev/shm that is large enough for NCCL",
+    area: Area::Job,
+    severity: Severity::Warn,
+    applies: Applies::GpuGroup,
+    source: "AMD-AGI/Primus (8 GiB); https://kubernetes.io/docs/concepts/storage/volumes/#emptydir",
+    docs: "A pod's /dev/shm is a volume of the size that the job asks for, spec.cluster.shm. Ranks \
+           of one pod that have no peer access exchange through it; when it is full they die with \
+           SIGBUS or `No space left on device`. The pod's own test before the start finds it too, \
+           but then the GPUs are taken already.",
+    reads: "spec.cluster.shm",
+    fix: "spec.cluster.shm: 16Gi; it counts as memory of the pod only as far as it is used",
+    check: Check::Job(pod_shm),
+};
+
+const WANTED: u64 = 8 << 30;
 const NEEDED: u64 = 512 << 20;
 const OLD_S: u64 = 3600;
 /// First number of ordinary users.
@@ -125,6 +142,25 @@ fn counts_as_memory(node: &NodeFacts, demand: &Demand) -> Outcome {
         )
     });
     Judgement::of(fact, Value::Bytes(total), format!("at most {}", table::bytes(limit)), problem)
+}
+
+fn pod_shm(demand: &Demand) -> Outcome {
+    let Some(bytes) = demand.pod_shm_bytes else {
+        return Err(Stop::skip("the job does not run in pods"));
+    };
+    let ranks = demand.ranks_per_node();
+    if ranks.is_some_and(|ranks| ranks < 2) {
+        return Err(Stop::skip("one rank in a pod shares nothing"));
+    }
+    let evidence = Evidence::new(POD_SHM_SMALL.reads, Value::Bytes(bytes), "at least 8 GiB");
+    let problem = (bytes < WANTED).then(|| {
+        POD_SHM_SMALL.problem(
+            format!("spec.cluster.shm is {} (8 GiB wanted)", table::bytes(bytes)),
+            format!("ranks of {} in one pod may die with SIGBUS in NCCL", demand.name()),
+            "qvl explain job spec.cluster.shm",
+        )
+    });
+    Ok(Judgement::from_option(problem, evidence))
 }
 
 fn remove_ipc(node: &NodeFacts, demand: &Demand) -> Outcome {

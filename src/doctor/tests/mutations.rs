@@ -301,6 +301,9 @@ const FIRST: &[(&str, Mutation)] = &[
     }),
     ("bad-cuda-env", |s, _d| all(s, |node| set(node, "CUDA_LAUNCH_BLOCKING", "1"))),
     ("env-skew", |s, _d| set(first(s), "NCCL_DEBUG", "INFO")),
+    ("pod-shm-small", |_s, d| {
+        (d.ranks_each, d.pod_shm_bytes) = (Some(2), Some(GIB));
+    }),
     ("batch-lr-drift", |_s, d| d.stack = Stack::Official),
     ("data-unusable", |_s, d| d.data.as_mut().expect("a verdict").blocking = 1),
 ];

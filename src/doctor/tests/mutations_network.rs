@@ -32,6 +32,7 @@ fn master(snapshot: &mut Snapshot, name: &str, addresses: &[&str]) {
         let error = Some("Name or service not known".to_owned());
         let master = MasterAddress { name: name.to_owned(), addresses, error };
         node.network.master_address = Fact::known(Some(master), "getaddrinfo");
+        set(node, "MASTER_ADDR", name);
     });
 }
 

@@ -17,3 +17,4 @@ pub mod profile;
 pub mod scenario;
 
 pub use host::Host;
+pub use serde_json::Value;

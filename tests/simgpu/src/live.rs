@@ -64,6 +64,23 @@ pub fn xids(library: *const c_void) -> Vec<Xid> {
     events.filter_map(|event| Some(Xid { gpu: event.gpu, xid: event.xid? })).collect()
 }
 
+/// Changes one field of a GPU in the scenario's file, whole or not at all: what a client sets in
+/// the kernel is seen by all, and stays when the client ends.
+pub fn keep(library: *const c_void, gpu: usize, field: &str, value: &Value) -> Result<(), Absent> {
+    let path = file(library).ok_or(Absent::NoFile)?;
+    let read = |path: &Path| -> Result<Value, String> {
+        let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+        let mut raw = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        scenario::expand(&mut raw);
+        Ok(raw)
+    };
+    let mut raw = read(&path).map_err(complain)?;
+    raw["gpus"][gpu][field] = value.clone();
+    let draft = path.with_extension(format!("json.{}", std::process::id()));
+    let written = fs::write(&draft, raw.to_string()).and_then(|()| fs::rename(&draft, &path));
+    written.map_err(|error| complain(error.to_string()))
+}
+
 fn reload(loaded: &mut Option<Loaded>, library: *const c_void) -> Result<(), Absent> {
     let path = file(library).ok_or(Absent::NoFile)?;
     let modified = fs::metadata(&path).and_then(|data| data.modified());

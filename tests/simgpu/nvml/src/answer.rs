@@ -13,6 +13,7 @@ use std::{
 };
 
 use simgpu::{
+    Value,
     live::{self, Absent},
     scenario::{Gpu, Scenario},
 };
@@ -28,6 +29,7 @@ pub(crate) const SUCCESS: Code = 0;
 pub(crate) const UNINITIALIZED: Code = 1;
 pub(crate) const INVALID_ARGUMENT: Code = 2;
 pub(crate) const NOT_SUPPORTED: Code = 3;
+pub(crate) const NO_PERMISSION: Code = 4;
 pub(crate) const NOT_FOUND: Code = 6;
 pub(crate) const INSUFFICIENT_SIZE: Code = 7;
 pub(crate) const DRIVER_NOT_LOADED: Code = 9;
@@ -55,6 +57,11 @@ impl Now {
     pub(crate) fn visible(&self) -> Vec<usize> {
         let all: Vec<usize> = (0..self.scenario.gpus.len()).collect();
         self.scenario.visible(&all, env::var("NVIDIA_VISIBLE_DEVICES").ok().as_deref())
+    }
+
+    /// Changes a GPU for all clients, as a setting in the kernel would.
+    pub(crate) fn keep(&self, index: usize, field: &str, value: &Value) -> Answer {
+        live::keep(now as *const c_void, index, field, value).map_err(|_absent| UNKNOWN)
     }
 
     /// Scenario index behind a handle.

@@ -4,7 +4,8 @@ use std::ffi::{c_char, c_int};
 
 use crate::{
     answer::{
-        Code, INVALID_ARGUMENT, NOT_SUPPORTED, Now, This, put, put_text, put_versioned, text_array,
+        Code, INVALID_ARGUMENT, NO_PERMISSION, NOT_SUPPORTED, Now, This, put, put_text,
+        put_versioned, text_array,
     },
     calls::gpu_calls,
     layout::{PciInfo, PciInfoExt, TemperatureV1, Utilization, Violation, version},
@@ -143,6 +144,13 @@ gpu_calls! {
 
     fn nvmlDeviceGetPersistenceMode(this, mode: *mut u32) {
         put(mode, u32::from(this.gpu().persistence.unwrap_or(true)))
+    }
+    fn nvmlDeviceSetPersistenceMode(this, mode: u32) {
+        // SAFETY: geteuid has no argument and cannot fail.
+        if unsafe { libc::geteuid() } != 0 {
+            return Err(NO_PERMISSION);
+        }
+        this.now.keep(this.index, "persistence", &(mode != 0).into())
     }
     fn nvmlDeviceGetComputeMode(this, mode: *mut u32) { put(mode, this.gpu().compute_mode) }
     fn nvmlDeviceGetMigMode(this, current: *mut u32, pending: *mut u32) {

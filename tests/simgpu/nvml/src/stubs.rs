@@ -208,7 +208,6 @@ stubs! {
     nvmlDeviceSetNvLinkUtilizationControl
     nvmlDeviceSetNvlinkBwMode
     nvmlDeviceSetNvlinkBwModeAsync_v1
-    nvmlDeviceSetPersistenceMode
     nvmlDeviceSetPowerManagementLimit
     nvmlDeviceSetPowerManagementLimit_v2
     nvmlDeviceSetPowerMizerMode_v1
