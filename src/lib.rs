@@ -16,6 +16,7 @@
 //! | [`operator`] | makes pods of jobs, decides about restarts | yes; plan and objects no |
 //! | [`agent`] | supervises the ranks of a pod; reports a node | yes |
 //! | [`logs`] | keeps the logs of a cluster's ranks | yes |
+//! | [`tls`] | certificates between the parts of a cluster | yes |
 //! | [`telemetry`] | metrics files, curves, pictures | yes |
 //! | `train` | the trainer (feature `train`) | yes |
 //! | [`cli`] | one file per subcommand | yes |
@@ -42,6 +43,7 @@ pub mod operator;
 pub mod probe;
 pub mod report;
 pub mod telemetry;
+pub mod tls;
 #[cfg(feature = "train")]
 pub mod train;
 pub mod wire;
