@@ -287,3 +287,25 @@ async fn read_pod(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_service_says_whether_its_port_speaks_tls() {
+        let service = |protocol: serde_json::Value| {
+            let ports = json!([
+                {"name": "metrics", "port": 9090, "appProtocol": "http"},
+                {"name": "logs", "port": 8443, "appProtocol": protocol},
+            ]);
+            proxy_name(&serde_json::from_value(json!({"spec": {"ports": ports}})).unwrap())
+        };
+        assert_eq!(service(json!("https")), "https:qvl-collector:logs");
+        assert_eq!(service(json!("http")), "qvl-collector:logs");
+        // A chart of before says nothing.
+        assert_eq!(service(json!(null)), "qvl-collector:logs");
+    }
+}
