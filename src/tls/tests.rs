@@ -211,7 +211,8 @@ async fn who_is_slow_with_the_handshake_keeps_nobody_waiting() {
         stream.write_all(&[22, 3]).await.unwrap();
         slow.push(stream);
     }
-    let asked = tokio::time::timeout(Duration::from_secs(5), ask(address, &roots(&[&ours])));
+    let roots = roots(&[&ours]);
+    let asked = tokio::time::timeout(Duration::from_secs(5), ask(address, &roots));
     assert_eq!(asked.await.unwrap().as_deref(), Ok("127.0.0.1"));
     // They are let go in the end.
     let mut byte = [0];
