@@ -17,6 +17,7 @@
 //! | [`operator`] | makes pods of jobs, decides about restarts | yes; plan and objects no |
 //! | [`agent`] | supervises the ranks of a pod; reports a node | yes |
 //! | [`logs`] | keeps the logs of a cluster's ranks | yes |
+//! | [`tls`] | certificates between the parts of a cluster | yes |
 //! | [`telemetry`] | metrics files, curves, pictures | yes |
 //! | `train` | the trainer (feature `train`) | yes |
 //! | [`cli`] | one file per subcommand | yes |
@@ -44,6 +45,7 @@ pub mod probe;
 pub mod repair;
 pub mod report;
 pub mod telemetry;
+pub mod tls;
 #[cfg(feature = "train")]
 pub mod train;
 pub mod wire;

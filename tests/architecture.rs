@@ -12,6 +12,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("facts", &[]),
     ("job", &[]),
     ("wire", &[]),
+    ("tls", &[]),
     ("data", &["job"]),
     ("doctor", &["facts", "job"]),
     ("report", &["doctor", "facts", "job"]),
@@ -20,9 +21,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("telemetry", &["wire"]),
     ("launch", &["data", "doctor", "facts", "job", "telemetry", "wire"]),
     ("api", &["job"]),
-    ("logs", &["wire"]),
-    ("operator", &["api", "job", "launch", "logs", "wire"]),
-    ("agent", &["api", "doctor", "facts", "job", "launch", "logs", "probe", "report", "wire"]),
+    ("logs", &["tls", "wire"]),
+    ("operator", &["api", "job", "launch", "logs", "tls", "wire"]),
+    (
+        "agent",
+        &["api", "doctor", "facts", "job", "launch", "logs", "probe", "report", "tls", "wire"],
+    ),
     ("train", &["data", "job", "telemetry", "wire"]),
     (
         "cli",
@@ -40,6 +44,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "repair",
             "report",
             "telemetry",
+            "tls",
             "wire",
         ],
     ),
@@ -88,6 +93,7 @@ const PURE_FILES: &[&str] = &[
     "src/operator/progress.rs",
     "src/operator/status.rs",
     "src/telemetry/stats.rs",
+    "src/tls/certificate.rs",
     "src/train/order.rs",
 ];
 
@@ -113,6 +119,7 @@ const IO_CRATES: &[&str] = &[
     "reqwest",
     "signal_hook",
     "tempfile",
+    "tokio_rustls",
 ];
 
 /// Files that may hold `unsafe`, each with the reason. The lint `unsafe_code` is denied elsewhere.

@@ -3,10 +3,16 @@
 //!     UPDATE_DOCS=1 cargo test --release --test docs
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use assert_cmd::Command;
+use clap::{Parser as _, error::ErrorKind};
 use qvl::{
+    cli::Cli,
     doctor::{
         KEYS, Label, Scope,
         fix::{Kind, REPAIRS},
@@ -170,14 +176,57 @@ fn the_keys_of_drift_are_those_of_the_source() {
 }
 
 #[test]
-fn links_between_documents_lead_somewhere() {
+fn commands_of_the_documents_are_understood() {
+    let (mut count, mut wrong) = (0, Vec::new());
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        for command in commands(&text) {
+            count += 1;
+            let words = command.split_whitespace().filter(|word| *word != "...");
+            let Err(error) = Cli::try_parse_from(words) else { continue };
+            // A page may name a command without all that it needs, and values by their names.
+            let unfinished = matches!(
+                error.kind(),
+                ErrorKind::MissingRequiredArgument
+                    | ErrorKind::MissingSubcommand
+                    | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+                    | ErrorKind::DisplayHelp
+                    | ErrorKind::DisplayVersion
+            );
+            if !unfinished {
+                let first = error.to_string().lines().next().unwrap_or_default().to_owned();
+                wrong.push(format!("{}: `{command}`: {first}", page.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(60 < count, "{count} commands were found");
+}
+
+/// Calls of qvl in a page: in a line of code, or between backticks in a text.
+fn commands(text: &str) -> Vec<&str> {
+    let lines = text.lines().filter(|line| line.starts_with("    ")).map(str::trim);
+    let spans = text.split('`').skip(1).step_by(2).filter(|span| !span.contains('\n'));
+    let calls = lines.chain(spans).filter(|call| call.starts_with("qvl "));
+    // What follows a call is the shell's, or a remark.
+    let ends = ["  #", " #", " |", "\\|", "|", ";", " &&", " \\", " >"];
+    let end = |call: &str| ends.iter().filter_map(|end| call.find(end)).min();
+    calls.map(|call| call[..end(call).unwrap_or(call.len())].trim()).collect()
+}
+
+fn pages() -> Vec<PathBuf> {
     let mut pages =
         vec![Path::new("README.md").to_owned(), Path::new("CONTRIBUTING.md").to_owned()];
     for folder in ["docs", "docs/decisions", "examples/digits"] {
         let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
         pages.extend(entries.filter(|path| path.extension().is_some_and(|ext| ext == "md")));
     }
-    for page in pages {
+    pages
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    for page in pages() {
         let text = fs::read_to_string(&page).unwrap();
         for link in text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
             let link = link.split('#').next().unwrap();

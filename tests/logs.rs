@@ -20,12 +20,13 @@ use qvl::{
         auth::{self, Auth, Caller},
         collector::StoredLine,
         segment::{Body, Record},
-        spool::{Identity, Limits, Spool, Stats},
+        spool::{Destination, Identity, Limits, Spool, Stats},
     },
     operator::{
         broker::{self, Broker, Leader, random_tokens},
         gang::{GangSpec, Gangs},
     },
+    tls,
 };
 use serde_json::json;
 
@@ -133,10 +134,14 @@ impl Drop for Collector {
     }
 }
 
+fn http() -> reqwest::Client {
+    tls::client(None).build().unwrap()
+}
+
 /// Status and text of the answer.
 fn post(url: &str, token: &str, body: &[u8]) -> (u16, String) {
     block_on(async {
-        let request = reqwest::Client::new().post(url).bearer_auth(token);
+        let request = http().post(url).bearer_auth(token);
         let answer = request.body(body.to_vec()).send().await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
     })
@@ -161,7 +166,7 @@ fn announce(collector: &Collector, length: usize) -> String {
 
 fn get(url: &str, token: &str) -> (u16, String) {
     block_on(async {
-        let request = reqwest::Client::new().get(url).header("x-qvl-token", token);
+        let request = http().get(url).header("x-qvl-token", token);
         let answer = request.send().await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
     })
@@ -175,7 +180,8 @@ fn spool(pod: &Path, url: &str, limits: Limits) -> Spool {
     let token = pod.join("token");
     fs::create_dir_all(pod).unwrap();
     fs::write(&token, format!("{TOKEN}\n")).unwrap();
-    Spool::start_with(&pod.join("spool"), Some(url), &token, identity(), limits).unwrap()
+    let destination = Destination { collector: url.to_owned(), token_file: token, roots: None };
+    Spool::start_with(&pod.join("spool"), Some(destination), identity(), limits).unwrap()
 }
 
 fn frames(records: impl IntoIterator<Item = (u32, u64, String)>) -> Vec<u8> {
@@ -287,7 +293,7 @@ fn broker(runtime: &tokio::runtime::Runtime) -> (String, Arc<Mutex<Gangs>>) {
     let broker = Arc::new(Broker::new(auth, Arc::clone(&gangs), leader));
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    runtime.spawn(broker::serve(listener, broker, std::future::pending()));
+    runtime.spawn(broker::serve(listener, None, broker, std::future::pending()));
     (url, gangs)
 }
 
@@ -531,7 +537,7 @@ fn a_follower_sees_lines_within_seconds() {
     writing.push(0, 1, now_ms(), "first");
     let follow = collector.place("lines?follow=true");
     block_on(async {
-        let request = reqwest::Client::new().get(follow).bearer_auth("token-of-reader");
+        let request = http().get(follow).bearer_auth("token-of-reader");
         let mut answer = request.send().await.unwrap();
         assert_eq!(answer.status().as_u16(), 200);
         for text in ["first", "second"] {

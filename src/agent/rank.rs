@@ -37,6 +37,7 @@ use self::{
 use crate::{
     job::RankEnv,
     launch::attempt::{self, Meeting, News, Plan, Request},
+    tls::Roots,
     wire::{
         TrainerExit,
         sync::{PodPhase, SyncReply, SyncRequest},
@@ -61,6 +62,8 @@ pub struct Pod {
     /// URL of the broker.
     pub broker: String,
     pub token_file: PathBuf,
+    /// Whom to believe to be the broker; none of them if it speaks plain HTTP.
+    pub roots: Option<Roots>,
     pub node: String,
     pub pod_uid: String,
     /// Address of this pod for the others.

@@ -19,7 +19,14 @@ use crate::job::JobSpec;
 
 /// All definitions, in the order of their names.
 pub fn all() -> Vec<CustomResourceDefinition> {
-    vec![job(), NodeReport::crd()]
+    vec![job(), node_report()]
+}
+
+/// The definition of [`NodeReport`].
+pub fn node_report() -> CustomResourceDefinition {
+    let mut definition = serde_json::to_value(NodeReport::crd()).expect("it is plain data");
+    known_formats(&mut definition);
+    serde_json::from_value(definition).expect("a definition is well formed")
 }
 
 /// The definition of [`FineTuneJob`].
@@ -114,21 +121,39 @@ fn schema_of<T: JsonSchema>() -> Value {
         .with_transform(OptionalIntOrString)
         .into_generator()
         .into_root_schema_for::<T>();
-    drop_unknown(&mut schema);
-    schema.to_value()
+    drop_titles(&mut schema);
+    let mut schema = schema.to_value();
+    known_formats(&mut schema);
+    schema
 }
 
-/// Formats that the server does not know make it warn; the minimum of 0 stays.
-fn drop_unknown(schema: &mut schemars::Schema) {
+fn drop_titles(schema: &mut schemars::Schema) {
     schema.remove("title");
-    let format = schema.get("format").and_then(Value::as_str);
-    if format.is_some_and(|format| format.starts_with("uint")) {
-        schema.remove("format");
-    }
     schemars::transform::transform_subschemas(
-        &mut |inner: &mut schemars::Schema| drop_unknown(inner),
+        &mut |inner: &mut schemars::Schema| drop_titles(inner),
         schema,
     );
+}
+
+/// Formats without a sign are unknown to OpenAPI, and kubectl shows the server's warnings of them.
+/// The next larger format holds the same numbers; beyond 2^63 there are none in JSON of Kubernetes.
+fn known_formats(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            let known = match fields.get("format").and_then(Value::as_str) {
+                Some("uint8" | "uint16") => Some("int32"),
+                Some("uint" | "uint32" | "uint64") => Some("int64"),
+                Some(_) | None => None,
+            };
+            if let Some(known) = known {
+                fields.insert("format".to_owned(), known.into());
+                fields.entry("minimum").or_insert(json!(0));
+            }
+            fields.values_mut().for_each(known_formats);
+        }
+        Value::Array(items) => items.iter_mut().for_each(known_formats),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 /// A spec is what an attempt was made of: only `suspend` may change.

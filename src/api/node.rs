@@ -53,7 +53,6 @@ pub struct NodeReportSpec {
 pub struct NodeSummary {
     /// `ok`, `warning`, `bad`, or `unknown` if a check that jobs need could not be made.
     pub verdict: String,
-    #[schemars(with = "i32")]
     pub gpus: u32,
     /// Product of the GPUs; several are separated by ` + `.
     pub product: String,

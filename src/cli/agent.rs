@@ -11,7 +11,8 @@ use crate::{
     agent::rank::{self, Pod},
     job::FineTuneJob,
     launch::supervisor::now_ms,
-    logs::spool::{Identity, Spool},
+    logs::spool::{Destination, Identity, Spool},
+    tls::Roots,
     wire::{ExitStatus, TrainerExit},
 };
 
@@ -82,6 +83,9 @@ struct RankArgs {
     /// Folder for the lines that the collector does not have yet.
     #[arg(long, env = "QVL_SPOOL", value_name = "DIR", default_value = "/var/spool/qvl")]
     spool: PathBuf,
+    /// CA certificates, as PEM text, that broker and collector are checked with.
+    #[arg(long, env = "QVL_CA", value_name = "PEM", hide_env_values = true)]
+    ca: Option<String>,
     /// Where the last failure is left for the kubelet.
     #[arg(
         long,
@@ -129,7 +133,7 @@ fn supervise(args: &RankArgs) -> Result<u8, CliError> {
     let job = plan::read_job(&args.job_file, None)?;
     let pod = pod(args, &job)?;
     let test = || if args.skip_preflight { Ok(()) } else { preflight::test(&pod, &job) };
-    let spool = spool(args);
+    let spool = spool(args, pod.roots.clone());
     let mut keep = |rank, epoch, text: &str| {
         if let Some(spool) = &spool {
             spool.push(rank, epoch, now_ms(), text);
@@ -147,7 +151,7 @@ fn supervise(args: &RankArgs) -> Result<u8, CliError> {
 
 /// Where the lines of the ranks are kept for the collector. Without it they are in the log of
 /// the container alone, and the training goes on.
-fn spool(args: &RankArgs) -> Option<Spool> {
+fn spool(args: &RankArgs, roots: Option<Roots>) -> Option<Spool> {
     let identity = Identity {
         namespace: args.namespace.clone(),
         job: args.job.clone(),
@@ -155,14 +159,32 @@ fn spool(args: &RankArgs) -> Option<Spool> {
         index: args.index,
         pod_uid: args.pod_uid.clone(),
     };
-    let collector = args.collector.as_deref()?;
-    match Spool::start(&args.spool, Some(collector), &args.token_file, identity) {
+    let (collector, token_file) = (args.collector.clone()?, args.token_file.clone());
+    let destination = Destination { collector, token_file, roots };
+    match Spool::start(&args.spool, Some(destination), identity) {
         Ok(spool) => Some(spool),
         Err(error) => {
             let folder = args.spool.display();
             tracing::warn!("logs are not kept: failed to write to `{folder}`: {error}");
             None
         }
+    }
+}
+
+/// Whom to believe to be the broker and the collector.
+fn roots(args: &RankArgs) -> Result<Option<Roots>, CliError> {
+    let hint = "the operator sets QVL_CA to the CA certificates of its --tls-ca";
+    if let Some(pem) = &args.ca {
+        let roots = Roots::parse("QVL_CA", pem);
+        return roots.map(Some).map_err(|error| CliError::of(ExitStatus::Usage, error).hint(hint));
+    }
+    let urls = [Some(&args.broker), args.collector.as_ref()];
+    match urls.into_iter().flatten().find(|url| url.starts_with("https://")) {
+        Some(url) => {
+            let what = format!("`{url}` cannot be checked: no CA certificates are given");
+            Err(CliError::new(ExitStatus::Usage, what).hint(hint))
+        }
+        None => Ok(None),
     }
 }
 
@@ -201,6 +223,7 @@ fn pod(args: &RankArgs, job: &FineTuneJob) -> Result<Pod, CliError> {
         ranks: args.local_ranks,
         broker: args.broker.clone(),
         token_file: args.token_file.clone(),
+        roots: roots(args)?,
         node: args.node.clone(),
         pod_uid: args.pod_uid.clone(),
         address: args.pod_ip.clone(),

@@ -12,7 +12,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use super::CliError;
+use super::{CliError, tls::TlsArgs};
 use crate::{
     logs::{
         auth::{self, Auth, Caller},
@@ -45,6 +45,8 @@ pub struct CollectorArgs {
     /// objects with `token`, `namespace`, `job` and, for a pod, `pod` and `podUid`.
     #[arg(long, hide = true, value_name = "FILE")]
     tokens: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 #[derive(Debug, Deserialize)]
@@ -77,6 +79,7 @@ async fn serve(args: &CollectorArgs) -> Result<ExitStatus, CliError> {
                 .hint("run it in a pod whose service account may create tokenreviews")
         })?),
     };
+    let identity = args.tls.identity()?;
     let listener = listen(&args.listen).await?;
     let metrics = listen(&args.metrics_listen).await?;
     let limits = Limits {
@@ -94,7 +97,8 @@ async fn serve(args: &CollectorArgs) -> Result<ExitStatus, CliError> {
         }
     };
     tracing::info!(listen = args.listen, dir = %args.dir.display(), "the collector takes logs");
-    let served = collector::serve(listener, Some(metrics), &args.dir, limits, auth, stop).await;
+    let dir = &args.dir;
+    let served = collector::serve(listener, identity, Some(metrics), dir, limits, auth, stop).await;
     served.map_err(|error| {
         let what = format!("failed to keep logs in `{}`", args.dir.display());
         CliError::of(ExitStatus::Usage, anyhow::Error::new(error).context(what))

@@ -20,6 +20,7 @@ mod probe_driver;
 mod report;
 mod schema;
 mod supervise;
+mod tls;
 mod view;
 
 pub use error::CliError;

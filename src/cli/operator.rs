@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
     sync::{Arc, Mutex},
 };
 
@@ -13,15 +14,19 @@ use tokio::{
     sync::watch,
 };
 
-use super::CliError;
+use super::{
+    CliError,
+    tls::{TlsArgs, unusable},
+};
 use crate::{
     logs::auth::Auth,
     operator::{
         self, LeaseOptions, OperatorError, Options,
-        broker::{self, Broker, Leader, random_tokens},
+        broker::{self, Broker, Leader, Relay, random_tokens},
         build::Settings,
         gang::Gangs,
     },
+    tls::Authority,
     wire::ExitStatus,
 };
 
@@ -36,7 +41,7 @@ pub struct OperatorArgs {
     /// Where the broker listens for the pods of jobs.
     #[arg(long, env = "QVL_BROKER_LISTEN", default_value = "0.0.0.0:8080")]
     broker_listen: SocketAddr,
-    /// Where pods find the broker, for example `http://qvl-operator.qvl-system.svc:8080`.
+    /// Where pods find the broker, for example `https://qvl-operator.qvl-system.svc:8080`.
     #[arg(long, env = "QVL_BROKER_URL")]
     broker_url: String,
     /// Where pods send their logs; without it the logs of a deleted pod are lost.
@@ -56,7 +61,13 @@ pub struct OperatorArgs {
     identity: Option<String>,
     /// Address of this operator for the others.
     #[arg(long, env = "QVL_POD_IP", default_value = "127.0.0.1")]
-    address: String,
+    address: IpAddr,
+    #[command(flatten)]
+    tls: TlsArgs,
+    /// CA certificates in PEM that pods of jobs, and other replicas, check certificates with. A file
+    /// that changes is read again, and new pods get the new ones.
+    #[arg(long, env = "QVL_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &OperatorArgs) -> Result<ExitStatus, CliError> {
@@ -82,8 +93,9 @@ async fn serve(args: &OperatorArgs) -> Result<ExitStatus, CliError> {
     let gangs = Arc::new(Mutex::new(Gangs::new(random_tokens())));
     let (leader, follow) = watch::channel(Leader::Unknown);
     let reviews = Auth::reviews(client.clone());
-    let broker = broker::router(Arc::new(Broker::new(reviews, gangs.clone(), follow)));
     let options = args.options()?;
+    let broker = Broker::new(reviews, gangs.clone(), follow).with_relay(args.relay(&options));
+    let broker = broker::router(Arc::new(broker));
     let ended = operator::run(client, options, gangs, broker, leader, shutdown.boxed()).await;
     match ended {
         Ok(()) => Ok(ExitStatus::Success),
@@ -104,16 +116,22 @@ impl OperatorArgs {
             Some(identity) => identity.clone(),
             None => fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned(),
         };
-        let address = format!("{}:{}", self.address, self.broker_listen.port());
-        let lease = self
-            .leader_elect
-            .then(|| LeaseOptions { namespace: self.lease_namespace.clone(), address });
+        let address = SocketAddr::new(self.address, self.broker_listen.port()).to_string();
+        let (certificate, authority) = (self.tls.identity()?, self.authority()?);
+        let tls = certificate.is_some();
+        let lease = self.leader_elect.then(|| LeaseOptions {
+            namespace: self.lease_namespace.clone(),
+            address,
+            tls,
+        });
         Ok(Options {
             namespace: self.namespace.clone(),
             settings: Settings {
                 image: self.image.clone(),
                 broker_url: self.broker_url.trim_end_matches('/').to_owned(),
                 collector_url: self.collector_url.clone(),
+                // That of the moment at which a pod is made.
+                ca: None,
                 // The operator asks the API server.
                 pod_groups: false,
             },
@@ -121,6 +139,38 @@ impl OperatorArgs {
             metrics_listen: self.metrics_listen,
             lease,
             identity,
+            certificate,
+            authority,
         })
+    }
+
+    /// What pods check certificates with, if there are any.
+    fn authority(&self) -> Result<Option<Arc<Authority>>, CliError> {
+        let urls = [Some(&self.broker_url), self.collector_url.as_ref()];
+        let checked = urls.into_iter().flatten().find(|url| url.starts_with("https://"));
+        match (&self.tls_ca, checked) {
+            (Some(file), _) => Authority::load(file.clone()).map(Some).map_err(unusable),
+            (None, Some(url)) => {
+                let what = format!("pods could not check who answers at `{url}`");
+                Err(CliError::new(ExitStatus::Usage, what)
+                    .hint("give the file with the CA certificates: --tls-ca FILE"))
+            }
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// The way to the replica that leads: it must be one whose certificate is for the name in the
+    /// broker's URL.
+    fn relay(&self, options: &Options) -> Relay {
+        let name = self.broker_url.strip_prefix("https://").and_then(|rest| {
+            let end = rest.find([':', '/']).unwrap_or(rest.len());
+            rest.get(..end)
+        });
+        match (&options.authority, name) {
+            (Some(authority), Some(name)) => {
+                Relay::verified(Arc::clone(authority), name.to_owned())
+            }
+            (Some(_), None) | (None, _) => Relay::plain(),
+        }
     }
 }

@@ -20,6 +20,7 @@ use std::{
 use disk::Store;
 
 use super::segment::{self, Body, Record};
+use crate::tls::Roots;
 
 /// Which pod writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +32,17 @@ pub struct Identity {
     /// Completion index of the pod.
     pub index: u32,
     pub pod_uid: String,
+}
+
+/// Where the lines go.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// URL of the collector.
+    pub collector: String,
+    /// The pod's token, which the kubelet renews.
+    pub token_file: PathBuf,
+    /// Whom to believe to be the collector; none of them if it speaks plain HTTP.
+    pub roots: Option<Roots>,
 }
 
 /// How much a spool may hold.
@@ -102,18 +114,16 @@ impl Spool {
     /// Without a collector the segments stay in the folder, up to the limit.
     pub fn start(
         folder: &Path,
-        collector: Option<&str>,
-        token_file: &Path,
+        destination: Option<Destination>,
         identity: Identity,
     ) -> io::Result<Spool> {
-        Self::start_with(folder, collector, token_file, identity, Limits::default())
+        Self::start_with(folder, destination, identity, Limits::default())
     }
 
     /// As [`Spool::start`], with other limits.
     pub fn start_with(
         folder: &Path,
-        collector: Option<&str>,
-        token_file: &Path,
+        destination: Option<Destination>,
         identity: Identity,
         limits: Limits,
     ) -> io::Result<Spool> {
@@ -127,9 +137,9 @@ impl Spool {
             store: Mutex::new(store),
             stats: Mutex::default(),
         });
-        let shipper = match collector {
-            Some(url) => {
-                let target = ship::Target::new(url, &shared.identity, PathBuf::from(token_file));
+        let shipper = match destination {
+            Some(destination) => {
+                let target = ship::Target::new(destination, &shared.identity);
                 let shared = Arc::clone(&shared);
                 let ship = move || ship::run(&shared, &target);
                 Some(thread::Builder::new().name("log-shipper".to_owned()).spawn(ship)?)

@@ -193,7 +193,7 @@ where
 async fn create(context: &Context, job: &FineTuneJob, attempt: u32) -> Result<(), ApplyError> {
     context.metrics.calls.add("create");
     let api: Api<Job> = Api::namespaced(context.client.clone(), job.namespace());
-    let object = build::job(job, attempt, &context.settings);
+    let object = build::job(job, attempt, &context.settings());
     let parameters =
         PostParams { field_manager: Some(labels::OPERATOR.to_owned()), ..PostParams::default() };
     match api.create(&parameters, &object).await {

@@ -2,6 +2,7 @@
 //! replicas pass on.
 
 mod limit;
+mod relay;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -24,6 +25,7 @@ use tokio::{
 };
 
 use self::limit::Limiter;
+pub use self::relay::Relay;
 use super::gang::{self, Gangs};
 use crate::{
     logs::{
@@ -31,6 +33,7 @@ use crate::{
         body::{self, Unread},
         strangers::Strangers,
     },
+    tls,
     wire::sync::{SYNC_LIMIT, SYNC_PATH, SyncReply, SyncRequest},
 };
 
@@ -47,7 +50,7 @@ pub enum Leader {
     Unknown,
     /// This one.
     Me,
-    /// Another one, with the URL of its broker, such as `http://10.0.0.7:8080`.
+    /// Another one, with the URL of its broker, such as `https://10.0.0.7:8080`.
     Other(String),
 }
 
@@ -60,7 +63,7 @@ pub struct Broker {
     limiter: Limiter,
     strangers: Strangers,
     reviews: Semaphore,
-    client: reqwest::Client,
+    relay: Relay,
 }
 
 /// A refusal as the caller reads it.
@@ -98,8 +101,14 @@ impl Broker {
             limiter: Limiter::default(),
             strangers: Strangers::default(),
             reviews: Semaphore::new(REVIEWS),
-            client: reqwest::Client::new(),
+            relay: Relay::plain(),
         }
+    }
+
+    /// The same with another way to the leader.
+    #[must_use]
+    pub fn with_relay(self, relay: Relay) -> Self {
+        Broker { relay, ..self }
     }
 }
 
@@ -120,14 +129,15 @@ pub fn router(broker: Arc<Broker>) -> Router {
     Router::new().route(SYNC_PATH, routing::post(sync)).with_state(broker)
 }
 
-/// Serves until `stop` ends. All replicas serve.
+/// Serves until `stop` ends, with TLS if there is a certificate. All replicas serve.
 pub async fn serve(
     listener: TcpListener,
+    identity: Option<Arc<tls::Identity>>,
     broker: Arc<Broker>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let service = router(broker).into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, service).with_graceful_shutdown(stop).await
+    axum::serve(tls::open(listener, identity)?, service).with_graceful_shutdown(stop).await
 }
 
 async fn sync(
@@ -221,16 +231,18 @@ impl Broker {
         self.caller(key, request.headers(), peer(request.extensions())).await?;
         let (namespace, job) = key;
         let token = bearer(request.headers()).unwrap_or_default().to_owned();
-        let url = format!("{leader}/v1/namespaces/{namespace}/jobs/{job}/sync");
-        let asked = self.client.post(url).header(FORWARDED, "1").timeout(BODY_TIME);
-        let asked = if token.is_empty() { asked } else { asked.bearer_auth(token) };
         let away = |error: reqwest::Error| {
+            let error = tls::describe(&error);
             Refused::new(
                 StatusCode::BAD_GATEWAY,
                 format!("the replica that leads does not answer: {error}"),
                 "ask again in a few seconds; trainers that run train on",
             )
         };
+        let (client, leader) = self.relay.to(leader).map_err(away)?;
+        let url = format!("{leader}/v1/namespaces/{namespace}/jobs/{job}/sync");
+        let asked = client.post(url).header(FORWARDED, "1").timeout(BODY_TIME);
+        let asked = if token.is_empty() { asked } else { asked.bearer_auth(token) };
         let answer = asked.body(body(request).await?).send().await.map_err(away)?;
         let status = answer.status();
         let body = answer.bytes().await.map_err(away)?;

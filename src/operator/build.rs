@@ -45,6 +45,8 @@ pub struct Settings {
     pub broker_url: String,
     /// Where pods send their logs, if anywhere.
     pub collector_url: Option<String>,
+    /// CA certificates in PEM that pods check both with.
+    pub ca: Option<String>,
     /// The API server serves pod groups: its scheduler places all pods of a gang, or none.
     pub pod_groups: bool,
 }

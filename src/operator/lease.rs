@@ -35,6 +35,8 @@ pub(super) struct Lease {
     leader: watch::Sender<Leader>,
     /// Version of the lease and when it was first seen, by this machine's clock alone.
     seen: Option<(String, Instant)>,
+    /// How replicas reach each other.
+    scheme: &'static str,
 }
 
 /// What to do about a lease.
@@ -64,7 +66,8 @@ impl Lease {
     ) -> Self {
         let holder = format!("{identity}@{}", options.address);
         let api = Api::namespaced(client, &options.namespace);
-        Lease { api, holder, leader, seen: None }
+        let scheme = if options.tls { "https" } else { "http" };
+        Lease { api, holder, leader, seen: None, scheme }
     }
 
     /// Waits until this operator leads; `None` if the shutdown came first.
@@ -141,7 +144,8 @@ impl Lease {
             }
             Claim::Leave => {
                 let address = held_by.rsplit_once('@').map(|(_name, address)| address);
-                let url = address.map(|address| Leader::Other(format!("http://{address}")));
+                let scheme = self.scheme;
+                let url = address.map(|address| Leader::Other(format!("{scheme}://{address}")));
                 self.leader.send_replace(url.unwrap_or(Leader::Unknown));
                 Ok(false)
             }

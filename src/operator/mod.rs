@@ -67,7 +67,7 @@ use self::{
     news::FailureId,
     observed::Fault,
 };
-use crate::api::job::FineTuneJob;
+use crate::{api::job::FineTuneJob, tls};
 
 /// Jobs that are looked at at the same time.
 const CONCURRENCY: u16 = 16;
@@ -84,6 +84,10 @@ pub struct Options {
     pub lease: Option<LeaseOptions>,
     /// Name of this operator, for example of its pod: its Events carry it.
     pub identity: String,
+    /// The certificate of the broker; plain HTTP without one.
+    pub certificate: Option<Arc<tls::Identity>>,
+    /// What pods are given to check certificates with.
+    pub authority: Option<Arc<tls::Authority>>,
 }
 
 /// How operators agree on one leader.
@@ -92,6 +96,8 @@ pub struct LeaseOptions {
     pub namespace: String,
     /// Where the others reach this operator's broker: `10.0.0.1:8080`.
     pub address: String,
+    /// The brokers speak TLS.
+    pub tls: bool,
 }
 
 /// Why an operator ended.
@@ -109,6 +115,7 @@ pub enum OperatorError {
 struct Context {
     client: Client,
     settings: Settings,
+    authority: Option<Arc<tls::Authority>>,
     identity: String,
     gangs: Arc<Mutex<Gangs>>,
     index: Arc<Index>,
@@ -135,6 +142,12 @@ struct Memory {
 }
 
 impl Context {
+    /// The settings of this moment: the bundle of CAs may have changed.
+    fn settings(&self) -> Settings {
+        let roots = self.authority.as_ref().map(|authority| authority.roots());
+        Settings { ca: roots.map(|roots| roots.pem().to_owned()), ..self.settings.clone() }
+    }
+
     fn remember(&self, key: &Key, change: impl FnOnce(&mut Memory)) {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         change(memory.entry(key.clone()).or_default());
@@ -159,9 +172,11 @@ pub async fn run(
 ) -> Result<(), OperatorError> {
     let shutdown = shutdown.shared();
     let metrics = Arc::new(Metrics::default());
-    serve::start("the broker", options.broker_listen, broker, shutdown.clone()).await?;
-    let pages = serve::pages(metrics.clone());
-    serve::start("metrics", options.metrics_listen, pages, shutdown.clone()).await?;
+    let certificate = options.certificate.clone();
+    let listen = options.broker_listen;
+    serve::start("the broker", listen, certificate.clone(), broker, shutdown.clone()).await?;
+    let pages = serve::pages(metrics.clone(), certificate);
+    serve::start("metrics", options.metrics_listen, None, pages, shutdown.clone()).await?;
 
     let mut holding = None;
     if options.lease.is_none() {
@@ -181,6 +196,7 @@ pub async fn run(
     let context = Arc::new(Context {
         client: client.clone(),
         settings: Settings { pod_groups, ..options.settings.clone() },
+        authority: options.authority.clone(),
         identity: options.identity.clone(),
         gangs,
         index: Arc::new(Index::default()),

@@ -53,6 +53,7 @@ pub(super) fn attempt(job: &FineTuneJob, attempt: u32) -> AttemptFact {
         image: "i".to_owned(),
         broker_url: "b".to_owned(),
         collector_url: None,
+        ca: None,
         pod_groups: false,
     };
     let mut child: Job = build::job(job, attempt, &settings);

@@ -94,8 +94,19 @@ fn upgrade(lab: &Lab) {
     // Every program of the release starts anew.
     let anew = ["operator", "collector", "agent"];
     let anew = anew.map(|part| format!("{part}.podAnnotations.example\\.com/revision=two"));
-    let sets: Vec<&str> = anew.iter().flat_map(|set| ["--set", set]).collect();
-    lab.helm(&[&["upgrade", "qvl", "charts/qvl", "--reuse-values", "--wait"][..], &sets].concat());
+    let mut sets: Vec<&str> = anew.iter().flat_map(|set| ["--set", set]).collect();
+    let certificates = || lab.field(&["-n", SYSTEM, "secret", "qvl-tls"], "/data");
+    let upgrade = ["upgrade", "qvl", "charts/qvl", "--reuse-values", "--wait"];
+    let first = certificates();
+    assert!(first["ca.crt"].is_string(), "the chart has made certificates");
+    lab.helm(&[&upgrade[..], &sets].concat());
+    assert_eq!(certificates(), first, "they are young");
+    // The pods that run know the CA of before.
+    sets.extend(["--set", "tls.renewAfterDays=0"]);
+    lab.helm(&[&upgrade[..], &sets].concat());
+    let second = certificates();
+    assert_eq!((&second["ca.crt"], &second["ca.key"]), (&first["ca.crt"], &first["ca.key"]));
+    assert_ne!(second["tls.crt"], first["tls.crt"], "a new one of the same CA");
     job.assert_undisturbed();
     assert_eq!(job.field("/status/restarts/total"), 0);
 }
@@ -112,7 +123,10 @@ fn test_and_uninstall(lab: &Lab) {
     assert_eq!(job.field("/status"), status);
     let claim = lab.field(&["-n", SYSTEM, "pvc", "-l", "app.kubernetes.io/name=qvl"], "/items/0");
     assert_eq!(claim["status"]["phase"], "Bound", "{claim}");
+    let authority = || lab.field(&["-n", SYSTEM, "secret", "qvl-tls"], "/data/ca.crt");
+    let before = authority();
     lab.install();
+    assert!(before.is_string() && before == authority(), "pods of before know the operator");
     assert_eq!(job.field("/status"), status);
     assert_eq!(job.lines(), lines);
 }

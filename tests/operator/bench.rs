@@ -112,6 +112,7 @@ impl Bench {
             image: "none".to_owned(),
             broker_url: "http://127.0.0.1:9".to_owned(),
             collector_url: None,
+            ca: None,
             pod_groups: false,
         };
         let object = build::job(&of(name, RANKS), 1, &settings);

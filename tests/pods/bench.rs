@@ -22,13 +22,16 @@ use nix::{
 use qvl::{
     logs::auth::Auth,
     operator::{
-        broker::{self, Broker, Leader, random_tokens},
+        broker::{self, Broker, Leader, Relay, random_tokens},
         gang::{GangSpec, GangView, Gangs},
     },
+    tls::{Authority, Identity},
 };
 use qvl_cluster::{Topology, testing::TestCluster};
 use serde_json::{Value, json};
 use tokio::{runtime::Runtime, sync::watch};
+
+use super::certificates::{SERVICE, bundle, client, issue};
 
 /// Generous: the machine may be busy with other tests.
 pub(crate) const LIMIT: Duration = Duration::from_secs(240);
@@ -206,8 +209,19 @@ impl Server {
         Server::start_at(job, free_port())
     }
 
+    /// One whose certificate is for these names only.
+    pub(crate) fn named(job: &Job, names: &[&str]) -> Server {
+        Server::start_with(job, free_port(), names)
+    }
+
     /// As an operator that is started anew: it knows the job and nothing of its pods.
     pub(crate) fn start_at(job: &Job, port: u16) -> Server {
+        Server::start_with(job, port, &["127.0.0.1", SERVICE])
+    }
+
+    fn start_with(job: &Job, port: u16, names: &[&str]) -> Server {
+        let folder = job.path(&format!("tls-{port}"));
+        let files = issue(&folder, names);
         let gangs = Arc::new(Mutex::new(Gangs::new(random_tokens())));
         gangs.lock().unwrap().register(job.key(), job.spec());
         let (leader, follow) = watch::channel(Leader::Me);
@@ -216,18 +230,20 @@ impl Server {
         let runtime = runtime.unwrap();
         let kubeconfig = job.cluster.kubeconfig();
         let broker_gangs = Arc::clone(&gangs);
-        let listener = runtime.block_on(async {
+        let (listener, identity, broker) = runtime.block_on(async {
             let kubeconfig = kube::config::Kubeconfig::read_from(kubeconfig).unwrap();
             let options = kube::config::KubeConfigOptions::default();
             let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await;
             let client = kube::Client::try_from(config.unwrap()).unwrap();
             let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
-            let broker = Arc::new(Broker::new(Auth::reviews(client), broker_gangs, follow));
-            (listener, broker)
+            let identity = Identity::load(files, false).unwrap();
+            let authority = Authority::load(folder.join("ca.crt")).unwrap();
+            let relay = Relay::verified(authority, SERVICE.to_owned());
+            let broker = Broker::new(Auth::reviews(client), broker_gangs, follow);
+            (listener, Some(identity), Arc::new(broker.with_relay(relay)))
         });
-        let (listener, broker) = listener;
-        runtime.spawn(broker::serve(listener, broker, std::future::pending()));
-        let url = format!("http://127.0.0.1:{port}");
+        runtime.spawn(broker::serve(listener, identity, broker, std::future::pending()));
+        let url = format!("https://127.0.0.1:{port}");
         Server { url, gangs, leader, runtime: Some(runtime), key: job.key() }
     }
 
@@ -268,20 +284,22 @@ pub(crate) struct Collector {
 
 impl Collector {
     pub(crate) fn start(job: &Job) -> Collector {
-        let url = format!("http://127.0.0.1:{}", free_port());
+        let url = format!("https://127.0.0.1:{}", free_port());
         let (folder, kubeconfig) = (job.path("collector"), job.cluster.kubeconfig());
-        fs::create_dir_all(&folder).unwrap();
+        issue(&folder, &["127.0.0.1"]);
         let mut collector = Collector { url, folder, kubeconfig, process: None };
         collector.run();
         collector
     }
 
     pub(crate) fn run(&mut self) {
-        let address = self.url.strip_prefix("http://").unwrap();
+        let address = self.url.strip_prefix("https://").unwrap();
         let log = fs::File::options().create(true).append(true).open(self.folder.join("log"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_qvl"));
         command.args(["collector", "--listen", address, "--metrics-listen", "127.0.0.1:0"]);
         command.arg("--dir").arg(self.folder.join("logs")).env("KUBECONFIG", &self.kubeconfig);
+        command.arg("--tls-cert").arg(self.folder.join("tls.crt"));
+        command.arg("--tls-key").arg(self.folder.join("tls.key"));
         self.process = Some(command.stderr(log.unwrap()).spawn().unwrap());
         wait_for("the collector listens", || std::net::TcpStream::connect(address).ok());
     }
@@ -326,6 +344,7 @@ impl Agent {
             .env("QVL_PODS", job.pods.len().to_string())
             .env("QVL_LOCAL_RANKS", "2")
             .env("QVL_BROKER", broker)
+            .env("QVL_CA", bundle())
             .env("QVL_NODE", format!("node-{index}"))
             .env("QVL_POD_UID", &job.pods[index].uid)
             .env("QVL_POD_IP", "127.0.0.1")
@@ -423,11 +442,11 @@ pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
 
 /// Status and text of the answer.
 pub(crate) fn get(url: &str, token: Option<&str>) -> (u16, String) {
-    answer(reqwest::Client::new().get(url), token)
+    answer(client().get(url), token)
 }
 
 pub(crate) fn post(url: &str, token: Option<&str>, body: Vec<u8>) -> (u16, String) {
-    answer(reqwest::Client::new().post(url).body(body), token)
+    answer(client().post(url).body(body), token)
 }
 
 /// Answers to so many requests, all sent at the same time.
@@ -435,7 +454,7 @@ pub(crate) fn at_once(
     count: u32,
     request: impl Fn(&reqwest::Client, u32) -> reqwest::RequestBuilder,
 ) -> Vec<(u16, String)> {
-    let client = reqwest::Client::new();
+    let client = client();
     block_on(futures::future::join_all((0..count).map(|i| {
         let request = request(&client, i);
         async {

@@ -1,12 +1,12 @@
 //! Requests that nobody should believe, with tokens that the API server made.
 
 use std::{
-    io::{Read, Write},
-    net::TcpStream,
+    convert::Infallible,
     time::{Duration, Instant},
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use futures::{StreamExt, stream};
 use qvl::{
     logs::segment::{Body, Record},
     operator::broker::Leader,
@@ -14,7 +14,10 @@ use qvl::{
 };
 use serde_json::{Value, json};
 
-use super::bench::{Collector, Job, Server, at_once, get, post};
+use super::{
+    bench::{Collector, Job, Server, at_once, block_on, get, post},
+    certificates::{SERVICE, client},
+};
 
 /// The first pod of a job says that it tests its machine.
 fn words(job: &Job, sequence: u64) -> SyncRequest {
@@ -163,21 +166,15 @@ fn the_broker_has_patience_for_one_request_and_not_for_many() {
     let server = Server::start(&job);
     let (url, good) = (url(&server, &job), job.token(0));
     // A body that stops in the middle.
-    let address = server.url.strip_prefix("http://").unwrap();
-    let path = url.strip_prefix(&server.url).unwrap();
-    let mut stream = TcpStream::connect(address).unwrap();
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {good}\r\n\
-         content-length: 1000\r\n\r\n{{\"v\":"
-    );
     let begin = Instant::now();
-    stream.write_all(head.as_bytes()).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    let mut answer = [0; 1024];
-    let length = stream.read(&mut answer).unwrap();
-    let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
-    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
-    assert!(answer.contains("did not arrive in time"), "{answer}");
+    let first_words = stream::once(async { Ok::<_, Infallible>("{\"v\":") });
+    let body = reqwest::Body::wrap_stream(first_words.chain(stream::pending()));
+    let answer = block_on(async {
+        let asked = client().post(&url).bearer_auth(&good).body(body);
+        let answer = asked.timeout(Duration::from_secs(60)).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    });
+    assert_refused(answer, 408, "did not arrive in time");
     assert!(Duration::from_secs(4) < begin.elapsed(), "{:?}", begin.elapsed());
     // More requests than a pod has reason for.
     let many = at_once(300, |client, _i| {
@@ -198,7 +195,8 @@ fn first(answers: &[(u16, String)], status: u16) -> (u16, String) {
 #[test]
 fn replicas_pass_on_to_the_leader_what_they_believe() {
     let job = Job::new("many", 1);
-    let (leads, follows) = (Server::start(&job), Server::start(&job));
+    // A lease has addresses of replicas, which no certificate is for.
+    let (leads, follows) = (Server::named(&job, &[SERVICE]), Server::start(&job));
     follows.leader.send(Leader::Other(leads.url.clone())).unwrap();
     let (url, good) = (url(&follows, &job), job.token(0));
     let (status, text) = post(&url, Some(&good), bytes(&words(&job, 1)));
@@ -213,6 +211,12 @@ fn replicas_pass_on_to_the_leader_what_they_believe() {
     // Two replicas that take each other for the leader do not play ping-pong.
     leads.leader.send(Leader::Other(follows.url.clone())).unwrap();
     assert_refused(post(&url, Some(&good), bytes(&words(&job, 2))), 503, "no replica");
+    // Somebody else at the leader's address gets no token.
+    let stranger = Server::named(&job, &["127.0.0.1", "elsewhere.test"]);
+    follows.leader.send(Leader::Other(stranger.url.clone())).unwrap();
+    let refused = post(&url, Some(&good), bytes(&words(&job, 2)));
+    assert_refused(refused, 502, "its certificate is not for this name");
+    assert_eq!(stranger.view().nodes, [""]);
     let gone = leads.url.clone();
     leads.stop();
     follows.leader.send(Leader::Other(gone)).unwrap();

@@ -55,6 +55,43 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
+{{/* Who makes the certificates of operator and collector: chart, cert-manager, user; empty without TLS. */}}
+{{- define "qvl.tlsMaker" -}}
+{{- if not .Values.tls.enabled -}}
+{{- else if .Values.tls.existingSecret -}}
+user
+{{- else if .Values.tls.certManager.enabled -}}
+cert-manager
+{{- else -}}
+chart
+{{- end -}}
+{{- end }}
+
+{{- define "qvl.tlsSecret" -}}
+{{- get (dict "chart" "qvl-tls" "cert-manager" "qvl-certificate" "user" .Values.tls.existingSecret) (include "qvl.tlsMaker" .) -}}
+{{- end }}
+
+{{/* Arguments for those who show a certificate. */}}
+{{- define "qvl.tlsArgs" -}}
+- --tls-cert=/etc/qvl/tls/tls.crt
+- --tls-key=/etc/qvl/tls/tls.key
+{{- if .Values.tls.acceptPlain }}
+- --tls-accept-plain
+{{- end }}
+{{- end }}
+
+{{/* The volume with these keys of the Secret, for the group of the pod. Call with (dict "root" $ "keys" (list ...)). */}}
+{{- define "qvl.tlsVolume" -}}
+name: tls
+secret:
+  secretName: {{ include "qvl.tlsSecret" .root }}
+  defaultMode: 288 # 0440
+  items:
+    {{- range .keys }}
+    - {key: {{ . }}, path: {{ . }}}
+    {{- end }}
+{{- end }}
+
 {{/* Peers of a NetworkPolicy: the API server, for connections from it or to it. */}}
 {{- define "qvl.apiServer" -}}
 {{- range .Values.networkPolicy.apiServer.cidrs }}

@@ -12,7 +12,10 @@ use std::{
 use serde::Deserialize;
 
 use super::{Error, Pod};
-use crate::wire::sync::{PodPhase, SyncReply, SyncRequest};
+use crate::{
+    tls,
+    wire::sync::{PodPhase, SyncReply, SyncRequest},
+};
 
 /// Between two requests while nothing changes.
 const EVERY: Duration = Duration::from_secs(1);
@@ -62,7 +65,7 @@ impl Dialogue {
     pub(super) fn start(pod: &Pod, request: SyncRequest) -> Result<Self, Error> {
         let state = State { request, generation: 0, answer: None, over: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
-        let client = reqwest::Client::builder().timeout(TIMEOUT).build();
+        let client = tls::client(pod.roots.as_ref()).timeout(TIMEOUT).build();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let line = Line {
             url: format!(
@@ -122,8 +125,7 @@ struct Line {
 }
 
 /// The broker's explanation of a refusal.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Deserialize)]
 struct Explanation {
     error: String,
     hint: String,
@@ -189,17 +191,22 @@ impl Line {
         })?;
         self.runtime.block_on(async {
             let sent = self.client.post(&self.url).bearer_auth(token.trim()).json(request).send();
-            let response = sent.await.map_err(|error| chain(&error))?;
+            let response = sent.await.map_err(|error| tls::describe(&error))?;
             let status = response.status();
             if status.is_success() {
-                let reply = response.json::<SyncReply>().await.map_err(|error| chain(&error))?;
+                let reply = response.json::<SyncReply>().await;
+                let reply = reply.map_err(|error| tls::describe(&error))?;
                 return Ok(Answer::Reply(reply));
             }
             if status == reqwest::StatusCode::CONFLICT {
                 return Ok(Answer::Superseded);
             }
-            let Explanation { error, hint } = response.json().await.unwrap_or_default();
-            Err(format!("{status}: {error} (hint: {hint})"))
+            let text = response.text().await.unwrap_or_default();
+            Err(match serde_json::from_str(&text) {
+                Ok(Explanation { error, hint }) => format!("{status}: {error} (hint: {hint})"),
+                // It is not the broker that answers, or not over TLS.
+                Err(_no_explanation) => format!("{status}: {}", text.trim()),
+            })
         })
     }
 
@@ -218,16 +225,6 @@ impl Line {
         }
         self.trouble = trouble;
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 fn now_ms() -> u64 {

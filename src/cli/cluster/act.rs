@@ -254,9 +254,11 @@ pub(crate) async fn delete(cluster: &Cluster, name: &str) -> Result<(), CliError
         sleep(Duration::from_millis(250)).await;
     }
     let what = format!("`{name}` is still there {} s after its deletion", DELETE_WITHIN.as_secs());
-    Err(CliError::new(ExitStatus::JobRunning, what).hint(
-        "its finalizer waits for the operator: `kubectl -n qvl-system get deploy qvl-operator`",
-    ))
+    let namespace = &cluster.namespace;
+    Err(CliError::new(ExitStatus::JobRunning, what).hint(format!(
+        "a finalizer holds it, and qvl puts none on jobs: kubectl get ftj {name} -n {namespace} -o \
+         jsonpath={{.metadata.finalizers}}"
+    )))
 }
 
 #[cfg(test)]

@@ -134,7 +134,8 @@ fn conditions(objects: &Objects, chain: &mut Chain) {
         // All pods run by then, or an earlier condition would be the first.
         if text(condition, "/message").contains(NOT_SPOKEN) {
             chain.hint(
-                "pods that run and are not heard do not reach the operator: a network policy or DNS; \
+                "pods that run and are not heard do not reach the operator: a network policy or DNS, or a \
+                 certificate that they do not believe; \
                  `kubectl logs POD` shows what they try",
             );
         }

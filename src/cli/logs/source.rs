@@ -6,7 +6,7 @@ use axum::http::Request;
 use futures::{AsyncBufReadExt, StreamExt};
 use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
-    core::v1::{Pod, ServiceAccount},
+    core::v1::{Pod, Service, ServiceAccount},
 };
 use kube::{
     Api,
@@ -29,6 +29,9 @@ use crate::{
 
 /// Account that a token for reading is made of; every namespace has it.
 const ACCOUNT: &str = "default";
+/// The collector's Service, and its port.
+const SERVICE: &str = "qvl-collector";
+const PORT: &str = "logs";
 /// The shortest life that the apiserver gives a token.
 const TOKEN_SECONDS: i64 = 600;
 /// A broken stream is taken up again after so long.
@@ -62,14 +65,30 @@ impl Collector {
 
     /// What it has. Whoever asks must be allowed to make tokens in the job's namespace.
     pub(super) async fn streams(&self) -> Result<Found, CliError> {
-        let request = self.request("streams", "").await?;
+        let Some(service) = self.service().await? else {
+            return Ok(Found::Absent(format!(
+                "there is no Service `{SERVICE}` in namespace `{}`",
+                self.system_namespace
+            )));
+        };
+        let request = self.request(&service, "streams", "").await?;
         match self.cluster.client.request::<Vec<StreamInfo>>(request).await {
             Ok(streams) => Ok(Found::Streams(streams)),
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 502..=504) => {
                 Ok(Found::Absent(status.message.lines().next().unwrap_or_default().to_owned()))
             }
-            Err(error) => Err(self.error(&error)),
+            Err(error) => Err(self.error(&service, &error)),
         }
+    }
+
+    /// The collector's name at the apiserver's proxy; `None` if it is not installed. Its Service
+    /// says whether the port speaks TLS; the apiserver does not check who answers there.
+    async fn service(&self) -> Result<Option<String>, CliError> {
+        let services: Api<Service> =
+            Api::namespaced(self.cluster.client.clone(), &self.system_namespace);
+        let call = Call::one("get", "services", &self.system_namespace, SERVICE);
+        let found = self.cluster.call(call, services.get_opt(SERVICE)).await?;
+        Ok(found.map(|service| proxy_name(&service)))
     }
 
     /// Streams lines; to a follower again and again, each line once.
@@ -102,9 +121,11 @@ impl Collector {
             Some(since) => format!("{query}&since={since}"),
             None => query.to_owned(),
         };
-        let request = self.request("lines", &query).await?;
+        // It may have been installed anew since the last time.
+        let service = self.service().await?.unwrap_or_else(|| format!("{SERVICE}:{PORT}"));
+        let request = self.request(&service, "lines", &query).await?;
         let stream = self.cluster.client.request_stream(request).await;
-        let mut lines = stream.map_err(|error| self.error(&error))?.lines();
+        let mut lines = stream.map_err(|error| self.error(&service, &error))?.lines();
         while let Some(text) = lines.next().await {
             let text = text?;
             if text.is_empty() {
@@ -127,11 +148,16 @@ impl Collector {
         }
     }
 
-    async fn request(&self, what: &str, query: &str) -> Result<Request<Vec<u8>>, CliError> {
+    async fn request(
+        &self,
+        service: &str,
+        what: &str,
+        query: &str,
+    ) -> Result<Request<Vec<u8>>, CliError> {
         let (namespace, job) = (&self.cluster.namespace, &self.job);
         let token = self.token().await?;
         let path = format!(
-            "/api/v1/namespaces/{}/services/qvl-collector:logs/proxy\
+            "/api/v1/namespaces/{}/services/{service}/proxy\
              /v1/namespaces/{namespace}/jobs/{job}/{what}?{query}",
             self.system_namespace
         );
@@ -157,11 +183,18 @@ impl Collector {
         Ok(made.status.and_then(|status| status.token).unwrap_or_default())
     }
 
-    fn error(&self, error: &kube::Error) -> CliError {
-        let name = "qvl-collector:logs";
-        let call = Call::one("get", "services/proxy", &self.system_namespace, name);
+    fn error(&self, service: &str, error: &kube::Error) -> CliError {
+        let call = Call::one("get", "services/proxy", &self.system_namespace, service);
         self.cluster.error(call, error)
     }
+}
+
+/// `qvl-collector:logs`, with `https:` before it if the port speaks TLS.
+fn proxy_name(service: &Service) -> String {
+    let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
+    let port = ports.into_iter().flatten().find(|port| port.name.as_deref() == Some(PORT));
+    let tls = port.is_some_and(|port| port.app_protocol.as_deref() == Some("https"));
+    format!("{}{SERVICE}:{PORT}", if tls { "https:" } else { "" })
 }
 
 /// What a follower has got already.
@@ -253,4 +286,26 @@ async fn read_pod(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_service_says_whether_its_port_speaks_tls() {
+        let service = |protocol: serde_json::Value| {
+            let ports = json!([
+                {"name": "metrics", "port": 9090, "appProtocol": "http"},
+                {"name": "logs", "port": 8443, "appProtocol": protocol},
+            ]);
+            proxy_name(&serde_json::from_value(json!({"spec": {"ports": ports}})).unwrap())
+        };
+        assert_eq!(service(json!("https")), "https:qvl-collector:logs");
+        assert_eq!(service(json!("http")), "qvl-collector:logs");
+        // A chart of before says nothing.
+        assert_eq!(service(json!(null)), "qvl-collector:logs");
+    }
 }

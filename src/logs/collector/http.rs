@@ -56,8 +56,9 @@ pub(super) fn routes(collector: Arc<Collector>) -> Router {
 
 pub(super) fn metrics_routes(collector: Arc<Collector>) -> Router {
     let metrics = |State(collector): State<Arc<Collector>>| async move {
-        let Collector { store, metrics, .. } = &*collector;
-        let text = metrics.text(store.used_bytes(), store.limits.total_bytes);
+        let Collector { store, metrics, identity, .. } = &*collector;
+        let of_tls = identity.as_ref().map(|identity| identity.metrics()).unwrap_or_default();
+        let text = metrics.text(store.used_bytes(), store.limits.total_bytes) + &of_tls;
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
     };
     Router::new()

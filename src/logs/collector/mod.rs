@@ -29,6 +29,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 
 use self::pods::Pods;
 use super::{auth::Auth, strangers::Strangers};
+use crate::tls;
 
 /// Segments that are received and written at the same time.
 const WRITERS: usize = 64;
@@ -54,6 +55,7 @@ struct Collector {
     strangers: Strangers,
     pods: Pods,
     metrics: metrics::Metrics,
+    identity: Option<Arc<tls::Identity>>,
     writers: Arc<Semaphore>,
     readers: Arc<Semaphore>,
     stopping: AtomicBool,
@@ -65,9 +67,10 @@ impl Collector {
     }
 }
 
-/// Serves until `stop`, then ends what is in progress.
+/// Serves until `stop`, then ends what is in progress; with TLS if there is a certificate.
 pub async fn serve(
     listener: TcpListener,
+    identity: Option<Arc<tls::Identity>>,
     metrics_listener: Option<TcpListener>,
     folder: &Path,
     limits: Limits,
@@ -75,12 +78,14 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let store = Store::open(folder, limits)?;
+    let door = tls::open(listener, identity.clone())?;
     let collector = Arc::new(Collector {
         store,
         auth,
         strangers: Strangers::default(),
         pods: Pods::default(),
         metrics: metrics::Metrics::default(),
+        identity,
         writers: Arc::new(Semaphore::new(WRITERS)),
         readers: Arc::new(Semaphore::new(READERS)),
         stopping: AtomicBool::new(false),
@@ -93,7 +98,7 @@ pub async fn serve(
     });
     let routes = http::routes(Arc::clone(&collector));
     let service = routes.into_make_service_with_connect_info::<SocketAddr>();
-    let serving = axum::serve(listener, service).with_graceful_shutdown(async move {
+    let serving = axum::serve(door, service).with_graceful_shutdown(async move {
         let _sender_gone = ended.wait_for(|end| *end).await;
     });
     let serving = tokio::spawn(serving.into_future());

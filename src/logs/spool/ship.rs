@@ -8,8 +8,11 @@ use std::{
 
 use reqwest::StatusCode;
 
-use super::{Identity, Shared, disk::Batch, lock};
-use crate::logs::segment::MAX_FRAME;
+use super::{Destination, Identity, Shared, disk::Batch, lock};
+use crate::{
+    logs::segment::MAX_FRAME,
+    tls::{self, Roots},
+};
 
 /// Frames of one request. A batch holds at least one frame.
 const BATCH_BYTES: usize = 1 << 20;
@@ -30,6 +33,7 @@ pub(super) struct Target {
     url: String,
     /// Read again before each request: the kubelet renews it.
     token_file: PathBuf,
+    roots: Option<Roots>,
 }
 
 enum Answer {
@@ -42,14 +46,15 @@ enum Answer {
 }
 
 impl Target {
-    pub(super) fn new(collector: &str, identity: &Identity, token_file: PathBuf) -> Self {
+    pub(super) fn new(destination: Destination, identity: &Identity) -> Self {
+        let Destination { collector, token_file, roots } = destination;
         let Identity { namespace, job, attempt, index, pod_uid } = identity;
         let collector = collector.trim_end_matches('/');
         let url = format!(
             "{collector}/v1/namespaces/{namespace}/jobs/{job}/segments\
              ?attempt={attempt}&index={index}&podUid={pod_uid}"
         );
-        Target { url, token_file }
+        Target { url, token_file, roots }
     }
 
     async fn post(&self, client: &reqwest::Client, frames: Vec<u8>, within: Duration) -> Answer {
@@ -62,7 +67,7 @@ impl Target {
         let request = client.post(&self.url).bearer_auth(token.trim()).timeout(within);
         let response = match request.body(frames).send().await {
             Ok(response) => response,
-            Err(error) => return Answer::Later(chain(&error)),
+            Err(error) => return Answer::Later(tls::describe(&error)),
         };
         let status = response.status();
         if status.is_success() {
@@ -80,7 +85,7 @@ impl Target {
 /// Runs until the spool closes and everything is sent, or its deadline.
 pub(super) fn run(shared: &Shared, target: &Target) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let client = reqwest::Client::builder().connect_timeout(Duration::from_secs(3)).no_proxy();
+    let client = tls::client(target.roots.as_ref()).connect_timeout(Duration::from_secs(3));
     let (runtime, client) = match (runtime, client.build()) {
         (Ok(runtime), Ok(client)) => (runtime, client),
         (Err(error), _) => return trouble(shared, format!("no runtime: {error}")),
@@ -143,8 +148,24 @@ fn send(
     let mut stats = lock(&shared.stats);
     stats.acknowledged += acknowledged;
     stats.lost += lost;
-    stats.trouble = failed;
+    let before = std::mem::replace(&mut stats.trouble, failed.clone());
+    drop(stats);
+    tell(target, before.as_deref(), failed.as_deref());
     settled
+}
+
+/// Says once what is wrong, and once that all is well again.
+fn tell(target: &Target, before: Option<&str>, now: Option<&str>) {
+    match (before, now) {
+        (before, Some(trouble)) if before != now => {
+            tracing::warn!(
+                "the collector at {} does not take lines, which wait in the spool: {trouble}",
+                target.url
+            );
+        }
+        (Some(_), None) => tracing::info!("the collector takes lines again"),
+        (_, Some(_)) | (None, None) => {}
+    }
 }
 
 fn trouble(shared: &Shared, message: String) {
@@ -156,14 +177,4 @@ fn jitter(pause: Duration) -> Duration {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let nanos = now.map_or(0, |now| now.subsec_nanos());
     pause / 2 + pause / 2 * (nanos % 1024) / 1024
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -14,7 +14,7 @@ fn identity() -> Identity {
 }
 
 fn open(folder: &Path, limits: Limits) -> Spool {
-    Spool::start_with(folder, None, Path::new("none"), identity(), limits).unwrap()
+    Spool::start_with(folder, None, identity(), limits).unwrap()
 }
 
 const LONG: Duration = Duration::from_secs(20);

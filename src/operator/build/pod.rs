@@ -127,6 +127,9 @@ fn environment(job: &FineTuneJob, attempt: u32, settings: &Settings) -> Vec<EnvV
     if let Some(url) = &settings.collector_url {
         variables.push(value("QVL_COLLECTOR", url.clone()));
     }
+    if let Some(ca) = &settings.ca {
+        variables.push(value("QVL_CA", ca.clone()));
+    }
     variables
 }
 

@@ -13,8 +13,9 @@ fn yaml(object: &impl serde::Serialize) -> String {
 fn settings() -> Settings {
     Settings {
         image: "qvl/qvl-train:1".to_owned(),
-        broker_url: "http://qvl-operator.qvl-system.svc:8080".to_owned(),
-        collector_url: Some("http://qvl-collector.qvl-system.svc:8443".to_owned()),
+        broker_url: "https://qvl-operator.qvl-system.svc:8080".to_owned(),
+        collector_url: Some("https://qvl-collector.qvl-system.svc:8443".to_owned()),
+        ca: Some("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n".to_owned()),
         pod_groups: false,
     }
 }
