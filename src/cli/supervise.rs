@@ -113,9 +113,6 @@ fn watch_signals(interrupts: &Arc<AtomicUsize>) -> Result<(), CliError> {
 /// Starts `qvl resume` in the background and waits until it says that it lives.
 fn detach(job: &FineTuneJob, trainer: &Path, attempt: u32) -> Result<ExitStatus, CliError> {
     let output = PathBuf::from(&job.spec.output);
-    if attempt == 1 {
-        RunState::new(&job.metadata.name, &output, supervisor::now_ms()).write()?;
-    }
     let log = fs::OpenOptions::new().create(true).append(true).open(output.join(LOG))?;
     let mut child = Command::new(std::env::current_exe()?)
         .arg("resume")
