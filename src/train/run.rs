@@ -21,6 +21,7 @@ use super::{
     export,
     failure::Failure,
     features::FeatureCache,
+    memory,
     model::{DropoutKey, Parameter, QwenVl, Trainable},
     optim::{AdamW, Moments},
     order::Order,
@@ -91,7 +92,11 @@ pub fn run(
             .hint("`qvl resume` goes on from here"));
     }
     rank.finish(&folder.join(&job.spec.model.path))?;
-    events.send(Event::Finished { step: rank.done, seconds: started.elapsed().as_secs_f64() });
+    events.send(Event::Finished {
+        step: rank.done,
+        seconds: started.elapsed().as_secs_f64(),
+        peak_resident_bytes: memory::peak_resident_bytes(),
+    });
     Ok(())
 }
 
