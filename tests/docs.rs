@@ -131,7 +131,8 @@ fn page_of(check: &Value) -> String {
 /// `nvmlInit_v2` or an address.
 fn capital(text: &str) -> String {
     let first = text.split([' ', ',', ':']).next().unwrap_or_default();
-    let is_word = first.chars().all(|c| c.is_ascii_lowercase() || c == '-' || c == ';' || c == '\'');
+    let is_word =
+        first.chars().all(|c| c.is_ascii_lowercase() || c == '-' || c == ';' || c == '\'');
     let mut letters = text.chars();
     match letters.next() {
         Some(letter) if is_word && !text.contains("://") => {
@@ -228,8 +229,7 @@ fn links_between_documents_lead_somewhere() {
                 continue;
             }
             let (file, section) = link.split_once('#').unwrap_or((link, ""));
-            let target =
-                if file.is_empty() { page.clone() } else { page.with_file_name(file) };
+            let target = if file.is_empty() { page.clone() } else { page.with_file_name(file) };
             assert!(target.exists(), "{}: `{link}` does not exist", page.display());
             let there = section.is_empty() || sections(&target).iter().any(|name| name == section);
             assert!(there, "{}: `{link}` has no such section", page.display());
@@ -245,7 +245,8 @@ fn sections(page: &Path) -> Vec<String> {
         let words = line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
         words.chars().filter(|c| c.is_alphanumeric() || *c == '-' || *c == '_').collect()
     };
-    let marks = text.split("<a id=\"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned());
+    let marks =
+        text.split("<a id=\"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned());
     headings.map(slug).chain(marks).collect()
 }
 

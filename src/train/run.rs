@@ -150,6 +150,7 @@ fn prepare<'a>(
     };
     let resumed_from = rank.resume(&identity)?;
     let total_steps = rank.total_steps();
+    memory::trim();
     events.send(Event::Ready { step: rank.done, total_steps, resumed_from });
     Ok(rank)
 }
@@ -338,6 +339,7 @@ impl Rank<'_> {
                 self.events.send(Event::Evaluated { step, set, metrics });
             }
         }
+        memory::trim();
         self.phase("train");
         Ok(score)
     }

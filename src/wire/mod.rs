@@ -15,5 +15,5 @@ mod verdict;
 
 pub use event::{EvalMetrics, Event, Interval, Record, StepMetrics, TaskLoss};
 pub use exit::{ExitStatus, TrainerExit};
-pub use verdict::{ANNOTATION as VERDICT_ANNOTATION, DoctorVerdict, VerdictCounts};
 pub use supervision::{Source, SupervisorEvent, SupervisorRecord};
+pub use verdict::{ANNOTATION as VERDICT_ANNOTATION, DoctorVerdict, VerdictCounts};

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// copies the first one that it sees into the status, which ordinary users do not write.
 pub const ANNOTATION: &str = "qvl.dev/doctor";
 /// Largest annotation that is read, in bytes.
-pub const LIMIT: usize = 16 * 1024;
+const LIMIT: usize = 16 * 1024;
 /// Names of nodes and ids of checks that are kept of each list.
 const KEPT: usize = 16;
 /// Longest text of one field, in bytes: `sha256:` and 64 digits, or the name of a node.
@@ -69,12 +69,15 @@ impl DoctorVerdict {
             return None;
         }
         let verdict: DoctorVerdict = serde_json::from_str(text).ok()?;
-        let lists = [&verdict.nodes, &verdict.allowed_unknown];
-        let digests = [&verdict.digest, &verdict.rules, &verdict.facts, &verdict.job];
-        let texts = lists.into_iter().flatten().chain(digests).chain(&verdict.permission);
-        let fits = lists.iter().all(|list| list.len() <= KEPT)
-            && texts.into_iter().all(|text| text.len() <= LONGEST && !text.contains('\n'));
-        fits.then_some(verdict)
+        verdict.fits().then_some(verdict)
+    }
+
+    fn fits(&self) -> bool {
+        let lists = [&self.nodes, &self.allowed_unknown];
+        let digests = [&self.digest, &self.rules, &self.facts, &self.job];
+        let mut texts = lists.into_iter().flatten().chain(digests).chain(&self.permission);
+        lists.iter().all(|list| list.len() <= KEPT)
+            && texts.all(|text| text.len() <= LONGEST && !text.contains('\n'))
     }
 
     /// `passed 3h ago on n1, n2: 120 pass, 2 warn; sha256:0123456789ab`, for a person.
@@ -141,7 +144,8 @@ mod tests {
         );
         let none = verdict(0).sentence("1s");
         assert!(none.starts_with("passed 1s ago without facts of any node: 120 pass"), "{none}");
-        let many = DoctorVerdict { permission: Some(format!("sha256:{:064x}", 9)), ..verdict(1000) };
+        let many =
+            DoctorVerdict { permission: Some(format!("sha256:{:064x}", 9)), ..verdict(1000) };
         let many = many.bounded().sentence("5s");
         assert!(many.contains("on n0, n1, n2, n3 and 996 more:"), "{many}");
         assert!(many.ends_with(", with --verdict sha256:000000000000"), "{many}");

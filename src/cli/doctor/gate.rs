@@ -107,7 +107,11 @@ impl Judged<'_> {
             },
             nodes: self.report.nodes.iter().map(|name| name.0.clone()).collect(),
             nodes_total: number(self.report.nodes.len()),
-            allowed_unknown: allowed.iter().filter(|id| unread.contains(id.as_str())).cloned().collect(),
+            allowed_unknown: allowed
+                .iter()
+                .filter(|id| unread.contains(id.as_str()))
+                .cloned()
+                .collect(),
             permission: self.permission.and_then(Permission::digest),
         };
         verdict.bounded()

@@ -38,9 +38,8 @@ fn read_all(paths: &[PathBuf]) -> Vec<Result<Box<FactsFile>, CliError>> {
     let threads = if paths.len() < MANY { 1 } else { processors };
     let share = paths.len().div_ceil(threads).max(1);
     thread::scope(|scope| {
-        let read = |paths: &[PathBuf]| {
-            paths.iter().map(|path| read_facts(path).map(Box::new)).collect()
-        };
+        let read =
+            |paths: &[PathBuf]| paths.iter().map(|path| read_facts(path).map(Box::new)).collect();
         let parts: Vec<thread::ScopedJoinHandle<'_, Vec<_>>> =
             paths.chunks(share).map(|paths| scope.spawn(move || read(paths))).collect();
         parts.into_iter().flat_map(|part| part.join().expect("readers do not panic")).collect()
