@@ -20,7 +20,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("repair", &["doctor", "probe"]),
     ("telemetry", &["wire"]),
     ("launch", &["data", "doctor", "facts", "job", "telemetry", "wire"]),
-    ("api", &["job"]),
+    ("api", &["job", "wire"]),
     ("logs", &["tls", "wire"]),
     ("operator", &["api", "job", "launch", "logs", "tls", "wire"]),
     (
@@ -60,6 +60,7 @@ const PURE_FILES: &[&str] = &[
     "src/cli/doctor/parity/judge.rs",
     "src/cli/cluster/events.rs",
     "src/cli/cluster/explain.rs",
+    "src/cli/cluster/explain/containers.rs",
     "src/cli/cluster/place.rs",
     "src/cli/cluster/plan.rs",
     "src/cli/cluster/quantity.rs",
@@ -126,7 +127,7 @@ const IO_CRATES: &[&str] = &[
 const UNSAFE: &[(&str, &str)] = &[
     ("src/probe", "libcuda is opened at run time"),
     ("src/train/collective/nccl.rs", "device pointers are given to NCCL"),
-    ("src/train/memory.rs", "mallopt has no safe interface"),
+    ("src/train/memory.rs", "mallopt and madvise have no safe interface"),
     ("src/train/weights.rs", "weights are mapped into memory"),
     ("tests/killer", "functions of the C library, with a death before them"),
     ("tests/simgpu", "a C library whose callers are C programs"),

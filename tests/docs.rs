@@ -19,6 +19,7 @@ use qvl::{
     },
     wire::TrainerExit,
 };
+use serde_json::Value;
 
 #[test]
 fn the_job_format_is_described_as_the_program_describes_it() {
@@ -40,48 +41,114 @@ fn the_checks_are_listed_as_the_program_lists_them() {
     assert_current("docs/checks.md", &text);
 }
 
+/// Folder of the pages of single checks.
+const RULES: &str = "docs/rules";
+
+/// All checks as the program lists them.
+fn checks() -> Vec<Value> {
+    let list: Value = serde_json::from_str(&said(&["doctor", "list", "--format", "json"])).unwrap();
+    list["checks"].as_array().unwrap().clone()
+}
+
+fn field<'c>(check: &'c Value, name: &str) -> &'c str {
+    check[name].as_str().unwrap()
+}
+
+/// Links to the causes that a check catches.
+fn causes_of(check: &Value, page: &str) -> String {
+    let causes = check["causes"].as_array().unwrap().iter();
+    causes.map(|cause| format!("[{cause}]({page}#cause-{cause})")).collect::<Vec<_>>().join(", ")
+}
+
 #[test]
-fn every_check_has_a_section() {
-    let list: serde_json::Value =
-        serde_json::from_str(&said(&["doctor", "list", "--format", "json"])).unwrap();
-    let checks = list["checks"].as_array().unwrap();
+fn every_check_is_in_the_index() {
+    let checks = checks();
     assert!(130 <= checks.len(), "{} checks", checks.len());
     let mut text = format!(
-        "# What the {0} checks of the doctor mean\n\nMade from the rules; `qvl doctor explain ID` shows one of them, `qvl doctor list --format json` all. \
-         A check that\nmay block and is unknown stops a launch, unless it says otherwise. Causes are those of [causes.md](causes.md).\n\n\
+        "# The {0} checks of the doctor\n\nMade from the rules; each has a page of its own. `qvl doctor explain ID` shows one of them, \
+         `qvl doctor list --format json` all.\nA check that may block and is unknown stops a launch, unless its page says otherwise. Causes \
+         are those of [causes.md](causes.md).\n\n\
          Mutation score: {0} of {0}. Each check has one thing that is broken in a healthy fleet (`src/doctor/tests`), on which it fires, and no\n\
          other check does, but for two pairs: one node that uses MPS is warned of by itself too (mps-running beside mps-inconsistent), and the\n\
          official scripts on several GPUs are a drift of the batch (batch-lr-drift). With its facts unread each is unknown; batch-lr-drift,\n\
-         data-unusable and pod-shm-small judge the job, which has no facts, and trainer-missing is about the file that cannot be read.\n",
+         data-unusable and pod-shm-small judge the job, which has no facts, and trainer-missing is about the file that cannot be read.\n\n\
+         | check | area | at most | what | causes |\n|---|---|---|---|---|\n",
         checks.len()
     );
-    for check in checks {
-        let field = |name: &str| check[name].as_str().unwrap();
-        let causes: Vec<String> =
-            check["causes"].as_array().unwrap().iter().map(ToString::to_string).collect();
-        write!(
+    for check in &checks {
+        let (id, area) = (field(check, "id"), field(check, "area"));
+        let (severity, what) = (field(check, "severity"), field(check, "what").replace('|', "\\|"));
+        let causes = causes_of(check, "causes.md");
+        // Links to sections of this page are older than the pages.
+        writeln!(
             text,
-            "\n## {}\n\nWhat: {} ({}, {} at most).\n\n",
-            field("id"),
-            field("what"),
-            field("area"),
-            field("severity")
+            "| <a id=\"{id}\"></a>[{id}](rules/{id}.md) | {area} | {severity} | {what} | {causes} |"
         )
         .unwrap();
-        write!(
-            text,
-            "Why: {}\n\nRead from: {}.\n\nSource: {}.\n\nFix: {}.\n",
-            field("why"),
-            field("reads"),
-            field("source"),
-            field("fix")
-        )
-        .unwrap();
-        if !causes.is_empty() {
-            write!(text, "\nCauses: {}.\n", causes.join(", ")).unwrap();
-        }
     }
     assert_current("docs/rules.md", &text);
+}
+
+#[test]
+fn every_check_has_a_page_and_no_page_is_left_of_a_check_that_is_gone() {
+    let checks = checks();
+    fs::create_dir_all(RULES).unwrap();
+    for check in &checks {
+        let path = format!("{RULES}/{}.md", field(check, "id"));
+        assert_current(&path, &page_of(check));
+    }
+    let mut wanted: Vec<String> =
+        checks.iter().map(|check| format!("{}.md", field(check, "id"))).collect();
+    let entries = fs::read_dir(RULES).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut found: Vec<String> = entries.map(|name| name.into_string().unwrap()).collect();
+    wanted.sort();
+    found.sort();
+    assert_eq!(found, wanted, "remove the pages of {RULES} that have no check");
+}
+
+fn page_of(check: &Value) -> String {
+    let of = |name: &str| field(check, name);
+    let unknown = if check["needed"] == true {
+        "When it is unknown, a launch stops."
+    } else {
+        "When it is unknown, that is reported, and a launch goes on."
+    };
+    let mut text = format!(
+        "# {}\n\n{}: {} at most. {unknown}\n",
+        of("id"),
+        capital(of("area")),
+        of("severity")
+    );
+    let parts = [
+        ("What", "what"),
+        ("Why it breaks", "why"),
+        ("How it is read", "reads"),
+        ("Source", "source"),
+        ("Fix", "fix"),
+    ];
+    for (heading, name) in parts {
+        write!(text, "\n## {heading}\n\n{}.\n", capital(of(name).trim_end_matches('.'))).unwrap();
+    }
+    let causes = causes_of(check, "../causes.md");
+    if !causes.is_empty() {
+        write!(text, "\n## Causes that it catches\n\n{causes}.\n").unwrap();
+    }
+    text + "\n[All checks](../rules.md)\n"
+}
+
+/// A sentence begins with a capital letter, unless it begins with a name such as `/proc/meminfo`,
+/// `nvmlInit_v2` or an address.
+fn capital(text: &str) -> String {
+    let first = text.split([' ', ',', ':']).next().unwrap_or_default();
+    let is_word =
+        first.chars().all(|c| c.is_ascii_lowercase() || c == '-' || c == ';' || c == '\'');
+    let mut letters = text.chars();
+    match letters.next() {
+        Some(letter) if is_word && !text.contains("://") => {
+            letter.to_uppercase().chain(letters).collect()
+        }
+        Some(_) | None => text.to_owned(),
+    }
 }
 
 #[test]
@@ -91,10 +158,10 @@ fn the_causes_are_those_of_the_table() {
         | # | cause | how it shows | checks, and fixtures of these names | seen |\n|---|---|---|---|---|\n".to_owned();
     for cause in qvl::doctor::causes() {
         let checks: Vec<String> =
-            cause.rules.iter().map(|id| format!("[{id}](rules.md#{id})")).collect();
+            cause.rules.iter().map(|id| format!("[{id}](rules/{id}.md)")).collect();
         writeln!(
             text,
-            "| {} | {} | {} | {} | {} |",
+            "| <a id=\"cause-{0}\"></a>{0} | {1} | {2} | {3} | {4} |",
             cause.number,
             cause.what,
             cause.shows,
@@ -167,7 +234,7 @@ fn the_keys_of_drift_are_those_of_the_source() {
             Label::Fatal => "fatal",
         };
         let checks: Vec<String> =
-            key.rules.iter().map(|id| format!("[{id}](rules.md#{id})")).collect();
+            key.rules.iter().map(|id| format!("[{id}](rules/{id}.md)")).collect();
         let (name, why, source) = (key.name, key.reason, key.source);
         writeln!(text, "| {name} | {seen} | {label} | {why} | {} | {source} |", checks.join(", "))
             .unwrap();
@@ -217,7 +284,7 @@ fn commands(text: &str) -> Vec<&str> {
 fn pages() -> Vec<PathBuf> {
     let mut pages =
         vec![Path::new("README.md").to_owned(), Path::new("CONTRIBUTING.md").to_owned()];
-    for folder in ["docs", "docs/decisions", "examples/digits"] {
+    for folder in ["docs", "docs/decisions", RULES, "examples/digits"] {
         let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
         pages.extend(entries.filter(|path| path.extension().is_some_and(|ext| ext == "md")));
     }
@@ -229,12 +296,29 @@ fn links_between_documents_lead_somewhere() {
     for page in pages() {
         let text = fs::read_to_string(&page).unwrap();
         for link in text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
-            let link = link.split('#').next().unwrap();
-            let there =
-                link.is_empty() || link.contains("://") || page.with_file_name(link).exists();
-            assert!(there, "{}: `{link}` does not exist", page.display());
+            if link.contains("://") {
+                continue;
+            }
+            let (file, section) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { page.clone() } else { page.with_file_name(file) };
+            assert!(target.exists(), "{}: `{link}` does not exist", page.display());
+            let there = section.is_empty() || sections(&target).iter().any(|name| name == section);
+            assert!(there, "{}: `{link}` has no such section", page.display());
         }
     }
+}
+
+/// Names that a link to a page may end in: its headings as GitHub writes them, and marked places.
+fn sections(page: &Path) -> Vec<String> {
+    let text = fs::read_to_string(page).unwrap();
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    let slug = |line: &str| {
+        let words = line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+        words.chars().filter(|c| c.is_alphanumeric() || *c == '-' || *c == '_').collect()
+    };
+    let marks =
+        text.split("<a id=\"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned());
+    headings.map(slug).chain(marks).collect()
 }
 
 /// What `qvl` prints, without blanks at line ends.

@@ -8,7 +8,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{GROUP, VERSION};
-use crate::job::{self, JobKind, JobSpec, JobVersion};
+use crate::{
+    job::{self, JobKind, JobSpec, JobVersion},
+    wire::DoctorVerdict,
+};
 
 /// A fine-tuning job in a cluster. Its spec is that of the job file, the same type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -142,6 +145,10 @@ pub struct JobStatus {
     pub progress: Progress,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<LastFailure>,
+    /// What the doctor said before this launch; absent if it was not asked. Set once, from the
+    /// annotation `qvl.dev/doctor`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub doctor: Option<DoctorVerdict>,
 }
 
 /// Restarts so far.

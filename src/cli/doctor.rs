@@ -25,7 +25,7 @@ use std::{
 use clap::{Args, Subcommand, ValueEnum};
 
 pub(super) use asked::{folders, sizes};
-pub(super) use gate::{Gate, gate, stop_launch};
+pub(super) use gate::{Gate, Judged, gate, stop_launch};
 pub(super) use permission::{Permission, VerdictArgs};
 
 use super::{CliError, cluster};
@@ -35,6 +35,9 @@ use crate::{
     report::{self, View},
     wire::ExitStatus,
 };
+
+/// Columns of text that goes to no terminal.
+const WIDTH: usize = 100;
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -74,7 +77,7 @@ pub struct DoctorArgs {
     /// Show digests of the facts, the rules and the job that the verdict was made of.
     #[arg(short, long)]
     verbose: bool,
-    /// Leave out what differs from run to run: the times.
+    /// The same facts give the same bytes: without times, and as wide as on no terminal.
     #[arg(long)]
     reproducible: bool,
     /// Names of all nodes that must have reported.
@@ -187,7 +190,10 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
     let seal = (args.verbose || args.format == Form::Json)
         .then(|| Seal::of(&snapshot, known.job.as_ref(), args.asked.stack(), now));
     let seal = seal.as_ref();
-    let view = View { strict: args.strict, elapsed_ms, seal, ..view(&allowed) };
+    let view = view(&allowed);
+    // Nor does it depend on how wide the terminal is.
+    let width = if args.reproducible { WIDTH } else { view.width };
+    let view = View { strict: args.strict, elapsed_ms, seal, width, ..view };
     match args.format {
         Form::Text => report::text(&report, &view, out)?,
         Form::Json => report::write_json(&report, &view, out)?,
@@ -240,7 +246,7 @@ fn unix_seconds() -> i64 {
 /// Text as wide as the terminal, within reason; the stream takes colours out that nobody sees.
 pub(super) fn view(allowed: &BTreeSet<String>) -> View<'_> {
     let terminal = terminal_size::terminal_size().map(|(width, _height)| usize::from(width.0));
-    let width = terminal.unwrap_or(100).clamp(60, 120);
+    let width = terminal.unwrap_or(WIDTH).clamp(60, 120);
     View { strict: false, allowed, elapsed_ms: None, color: true, width, seal: None }
 }
 

@@ -144,6 +144,12 @@ fn ago(time_ms: u64) -> String {
     format!("{} ago", clock(seconds as f64))
 }
 
+/// Time since a second of the Unix epoch.
+fn since(unix_seconds: i64) -> String {
+    let then_ms = u64::try_from(unix_seconds).unwrap_or(0).saturating_mul(1000);
+    clock((supervisor::now_ms().saturating_sub(then_ms) / 1000) as f64)
+}
+
 pub(super) fn status(args: &NameArgs, out: &mut impl Write) -> Result<ExitStatus, CliError> {
     if args.at.is_cluster(&args.name)? {
         return cluster::commands::status(&args.name, &args.at, args.json, out);
@@ -191,6 +197,9 @@ pub(super) fn describe(run: &RunState, out: &mut impl Write) -> std::io::Result<
     }
     row("changed", ago(run.updated_ms))?;
     row("attempt", run.attempt.to_string())?;
+    if let Some(doctor) = &run.doctor {
+        row("doctor", doctor.sentence(&since(doctor.unix_seconds)))?;
+    }
     for rank in &run.ranks {
         row(&format!("rank {}", rank.rank), format!("process {}, {}", rank.pid, rank.phase))?;
     }

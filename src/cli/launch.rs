@@ -15,7 +15,10 @@ use super::{
 use crate::{
     data::lint::{Finding, Severity},
     job::FineTuneJob,
-    launch::state::{RunState, Status},
+    launch::{
+        state::{RunState, Status},
+        supervisor,
+    },
     wire::ExitStatus,
 };
 
@@ -99,6 +102,7 @@ pub(super) fn run(args: &LaunchArgs) -> Result<ExitStatus, CliError> {
     // The event stream has stdout to itself.
     let mut out = anstream::stderr();
     let gate = doctor::gate(
+        &job,
         &planned,
         &folder,
         &trainer,
@@ -106,8 +110,8 @@ pub(super) fn run(args: &LaunchArgs) -> Result<ExitStatus, CliError> {
         permission.as_ref(),
         &mut out,
     )?;
-    let (facts, verdict) = match gate {
-        Gate::Open { facts, verdict } => (facts, verdict),
+    let (facts, judged, verdict) = match gate {
+        Gate::Open { facts, report, verdict } => (facts, report, verdict),
         Gate::Closed(refused) => return Ok(refused),
     };
     let job = with_absolute_paths(job, &folder);
@@ -115,7 +119,7 @@ pub(super) fn run(args: &LaunchArgs) -> Result<ExitStatus, CliError> {
     prepare_output(&output, args.overwrite)?;
     let saved = [
         (report::FACTS_FILE, facts),
-        (report::DOCTOR_FILE, verdict),
+        (report::DOCTOR_FILE, judged),
         (report::PLAN_FILE, plan::json(&planned)),
     ];
     for (name, text) in saved {
@@ -125,6 +129,9 @@ pub(super) fn run(args: &LaunchArgs) -> Result<ExitStatus, CliError> {
     let text =
         serde_saphyr::to_string(&job).map_err(|error| CliError::of(ExitStatus::Internal, error))?;
     fs::write(&job_path, text)?;
+    // The supervisor goes on from this state, here or in the background.
+    let fresh = RunState::new(&job.metadata.name, &output, supervisor::now_ms());
+    RunState { doctor: Some(verdict), ..fresh }.write()?;
     supervise::start(&job, &job_path, trainer, 1, &args.how)
 }
 

@@ -1,6 +1,7 @@
 //! `qvl plan`: what a job will do, before it does it.
 
 use std::{
+    fs,
     io::Write,
     path::{Path, PathBuf},
 };
@@ -9,10 +10,13 @@ use clap::Args;
 
 use super::CliError;
 use crate::{
-    data::lint::{self, LintReport, Options},
+    data::{
+        lint::{self, FileSummary, LintReport, Options},
+        sample, tokenizer,
+    },
     job::{
         self, Compute, Dtype, FineTuneJob,
-        memory::{self, MemoryPlan, ModelShape},
+        memory::{self, MemoryPlan, ModelShape, cpu::Reads},
         plan::{JobPlan, SetFacts},
     },
     wire::ExitStatus,
@@ -44,7 +48,7 @@ enum Format {
 
 /// Reads, parses and checks a job file; `gpus` replaces its number of ranks.
 pub(super) fn read_job(path: &Path, gpus: Option<u32>) -> Result<FineTuneJob, CliError> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
+    let text = fs::read_to_string(path).map_err(|error| {
         let what = format!("failed to read job file `{}`", path.display());
         CliError::of(ExitStatus::Usage, anyhow::Error::new(error).context(what))
             .hint("`qvl explain job` describes the format")
@@ -107,8 +111,12 @@ pub(super) fn make_to(job: FineTuneJob, folder: &Path, depth: Depth) -> Result<P
         (Dtype::Auto, Compute::Auto | Compute::Cuda) => Dtype::Bf16,
         (chosen, _) => chosen,
     };
-    let memory = memory::plan(&job, &shape, longest, dtype);
     let mut steps = job::plan::plan(&job, &sets);
+    let memory = if job.spec.world.compute == Compute::Cpu {
+        memory::cpu::plan(&job, &shape, &reads(&job, folder, &data, &steps), dtype)
+    } else {
+        memory::plan(&job, &shape, longest, dtype)
+    };
     steps.warnings.extend(data_warnings(&data));
     Ok(Plan { job, shape, memory, longest, dtype, data, steps })
 }
@@ -128,6 +136,27 @@ impl Plan {
         memory::largest(usable, memory::MOST_TOKENS, |tokens| {
             memory::plan(&self.job, &self.shape, tokens, self.dtype)
         })
+    }
+}
+
+/// What a rank will read, for its memory. What cannot be read counts as nothing: the lint says why.
+fn reads(job: &FineTuneJob, folder: &Path, data: &LintReport, steps: &JobPlan) -> Reads {
+    let sum = |of: fn(&FileSummary) -> u64| data.files.iter().map(of).sum();
+    let vocabulary = fs::read(folder.join(&job.spec.model.path).join(tokenizer::VOCABULARY));
+    let lines = |text: Vec<u8>| text.split(|byte| *byte == b'\n').filter(|l| !l.is_empty()).count();
+    let measured = job.spec.data.eval.iter().map(|set| {
+        let samples = sample::read(&folder.join(&set.path)).map_or(0, |file| file.samples.len());
+        (samples as u64).min(set.limit.map_or(u64::MAX, u64::from))
+    });
+    Reads {
+        longest: data.files.iter().map(|file| file.max_tokens as u64).max().unwrap_or(0).max(1),
+        tokens: sum(|file| file.tokens),
+        samples: sum(|file| file.samples as u64),
+        pictures: sum(|file| file.pictures as u64),
+        labels: sum(|file| file.label_tokens as u64),
+        measured: measured.sum(),
+        vocabulary: vocabulary.map_or(0, lines) as u64,
+        steps: steps.total_steps,
     }
 }
 
@@ -167,7 +196,7 @@ fn shape(base: &Path) -> Result<ModelShape, CliError> {
         CliError::of(ExitStatus::Usage, error.context(what))
             .hint("spec.model.path must be the folder of a Qwen-VL release")
     };
-    let text = std::fs::read_to_string(&path).map_err(|error| failed(error.into()))?;
+    let text = fs::read_to_string(&path).map_err(|error| failed(error.into()))?;
     let config: serde_json::Value =
         serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
     let number = |pointer: &str, default: Option<u64>| {

@@ -147,12 +147,14 @@ fn memory_table(plan: &Plan, out: &mut impl Write) -> Result<()> {
         writeln!(out, "  {name:<width$} {bytes:>10}  {bar:<24}  {from}")?;
     }
     let total = human(plan.memory.total());
-    writeln!(
-        out,
-        "  {:<width$} {total:>10}  and about 1 GiB for a CUDA context on a GPU",
-        "total"
-    )?;
-    if plan.job.spec.world.compute == Compute::Cpu { Ok(()) } else { largest_jobs(plan, out) }
+    let is_cpu = plan.job.spec.world.compute == Compute::Cpu;
+    let beside = if is_cpu {
+        "the largest resident set of its process (VmHWM)"
+    } else {
+        "and about 1 GiB for a CUDA context on a GPU"
+    };
+    writeln!(out, "  {:<width$} {total:>10}  {beside}", "total")?;
+    if is_cpu { Ok(()) } else { largest_jobs(plan, out) }
 }
 
 /// The largest job on GPUs of usual sizes; `qvl doctor --job` says it for the GPUs that are there.

@@ -172,10 +172,10 @@ mod tests {
             rule,
             subject: doctor::Subject::All,
             verdict: doctor::Verdict::Fail,
-            problems: Vec::new(),
-            unknown: Vec::new(),
+            problems: doctor::Few::default(),
+            unknown: doctor::Few::default(),
             evidence: [].into(),
-            conflicts: Vec::new(),
+            conflicts: doctor::Few::default(),
             skipped: None,
         }
     }

@@ -329,7 +329,7 @@ pub(super) fn event(event: &Event) -> String {
             let hint = hint.as_ref().map_or(String::new(), |hint| format!(" (hint: {hint})"));
             format!("failed: {message}{hint}")
         }
-        Event::Finished { step, seconds } => {
+        Event::Finished { step, seconds, .. } => {
             format!("finished at step {step} after {}", clock(*seconds))
         }
     }

@@ -55,5 +55,8 @@ fn said(result: Option<&CheckResult>) -> String {
     let Some(result) = result else { return String::new() };
     let problem = result.problems.first().map(|problem| problem.what.clone());
     let unknown = || result.unknown.first().map(ToString::to_string);
-    problem.or_else(unknown).or_else(|| result.skipped.clone()).unwrap_or_default()
+    problem
+        .or_else(unknown)
+        .or_else(|| result.skipped.as_deref().map(str::to_owned))
+        .unwrap_or_default()
 }

@@ -1,6 +1,6 @@
 //! The result of all rules.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, ops::Deref, slice, sync::Arc};
 
 use super::{Conflict, Drift, Evidence, MemoryFit, Outcome, Problem, Remedy, Rule, Severity, Stop};
 use crate::{
@@ -44,15 +44,50 @@ pub struct CheckResult {
     /// The worst of what follows.
     pub verdict: Verdict,
     /// What is wrong, worst first.
-    pub problems: Vec<Problem>,
+    pub problems: Few<Problem>,
     /// Facts that were missing, with the reason.
-    pub unknown: Vec<Unread>,
+    pub unknown: Few<Unread>,
     /// Why the rule does not apply.
-    pub skipped: Option<String>,
+    pub skipped: Option<Box<str>>,
     /// What the judgement rests on; nodes of which it is the same share it.
     pub evidence: Arc<[Evidence]>,
     /// Nodes that cannot be in one job as they are.
-    pub conflicts: Vec<Conflict>,
+    pub conflicts: Few<Conflict>,
+}
+
+/// A list that is empty most of the time and then takes one word: a fleet of a thousand nodes has
+/// a hundred thousand results.
+#[derive(Debug)]
+#[expect(clippy::box_collection, reason = "one word")]
+pub struct Few<T>(Option<Box<Vec<T>>>);
+
+impl<T> Default for Few<T> {
+    fn default() -> Self {
+        Few(None)
+    }
+}
+
+impl<T> From<Vec<T>> for Few<T> {
+    fn from(list: Vec<T>) -> Self {
+        Few((!list.is_empty()).then(|| Box::new(list)))
+    }
+}
+
+impl<T> Deref for Few<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        self.0.as_ref().map_or(&[], |list| list)
+    }
+}
+
+impl<'f, T> IntoIterator for &'f Few<T> {
+    type Item = &'f T;
+    type IntoIter = slice::Iter<'f, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
 }
 
 /// What a rule judges.
@@ -127,11 +162,11 @@ impl CheckResult {
                     rule,
                     subject,
                     verdict: verdict(worst, !judgement.unknown.is_empty()),
-                    problems: judgement.problems,
-                    unknown: judgement.unknown,
+                    problems: judgement.problems.into(),
+                    unknown: judgement.unknown.into(),
                     skipped: None,
                     evidence: judgement.evidence.into(),
-                    conflicts: judgement.conflicts,
+                    conflicts: judgement.conflicts.into(),
                 }
             }
             Err(Stop::Skip(why)) => CheckResult::skipped(rule, subject, why),
@@ -139,11 +174,11 @@ impl CheckResult {
                 rule,
                 subject,
                 verdict: Verdict::Unknown,
-                problems: Vec::new(),
-                unknown: vec![unread],
+                problems: Few::default(),
+                unknown: vec![unread].into(),
                 skipped: None,
                 evidence: Arc::default(),
-                conflicts: Vec::new(),
+                conflicts: Few::default(),
             },
         }
     }
@@ -153,11 +188,11 @@ impl CheckResult {
             rule,
             subject,
             verdict: Verdict::Skipped,
-            problems: Vec::new(),
-            unknown: Vec::new(),
-            skipped: Some(why.into()),
+            problems: Few::default(),
+            unknown: Few::default(),
+            skipped: Some(why.into().into()),
             evidence: Arc::default(),
-            conflicts: Vec::new(),
+            conflicts: Few::default(),
         }
     }
 

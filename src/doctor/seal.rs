@@ -4,6 +4,8 @@
 //! and strings as `serde_json` writes them. It proves that nothing was mixed up or edited by
 //! accident. It is no signature: there is no key, and whoever edits a report can seal it anew.
 
+use std::fmt::{self, Write};
+
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -33,7 +35,7 @@ impl Seal {
         unix_seconds: Option<i64>,
     ) -> Self {
         Seal {
-            facts: digest_of(snapshot),
+            facts: snapshot_digest(snapshot),
             rules: rules_digest(),
             job: job.map(|job| job_digest(job, stack)),
             unix_seconds,
@@ -72,47 +74,108 @@ fn digest_of(value: &impl Serialize) -> String {
     digest(&serde_json::to_value(value).expect("plain data"))
 }
 
-/// `sha256:` and the digest of a value in canonical form.
-pub fn digest(value: &Value) -> String {
-    let mut text = String::new();
-    canonical(value, &mut text);
-    let bytes = Sha256::digest(text.as_bytes());
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
+/// As [`digest_of`], node by node: all facts of a fleet as JSON are several times their size.
+fn snapshot_digest(snapshot: &Snapshot) -> String {
+    let mut digest = Digester::default();
+    digest.open('{');
+    digest.key("expected");
+    digest.value(&serde_json::to_value(&snapshot.expected).expect("plain data"));
+    digest.key("nodes");
+    digest.open('{');
+    for (name, facts) in &snapshot.nodes {
+        digest.key(&name.0);
+        digest.value(&serde_json::to_value(facts).expect("plain data"));
+    }
+    digest.close('}');
+    digest.close('}');
+    digest.finish()
 }
 
-/// Keys are sorted here, because a map of `serde_json` may keep the order of insertion.
-fn canonical(value: &Value, text: &mut String) {
-    match value {
-        Value::Object(fields) => {
-            let mut fields: Vec<_> = fields.iter().collect();
-            fields.sort_by_key(|(name, _field)| *name);
-            text.push('{');
-            for (index, (name, field)) in fields.into_iter().enumerate() {
-                separate(index, text);
-                text.push_str(&Value::from(name.as_str()).to_string());
-                text.push(':');
-                canonical(field, text);
-            }
-            text.push('}');
-        }
-        Value::Array(items) => {
-            text.push('[');
-            for (index, item) in items.iter().enumerate() {
-                separate(index, text);
-                canonical(item, text);
-            }
-            text.push(']');
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
-            text.push_str(&value.to_string());
-        }
+/// `sha256:` and the digest of a value in canonical form.
+pub fn digest(value: &Value) -> String {
+    let mut digest = Digester::default();
+    digest.value(value);
+    digest.finish()
+}
+
+/// The digest of a value that is given part by part, in the order of the canonical form.
+#[derive(Default)]
+pub struct Digester {
+    sha: Sha256,
+    /// Whether the next key or item needs no comma before it.
+    first: bool,
+}
+
+impl Write for Digester {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.sha.update(text);
+        Ok(())
     }
 }
 
-fn separate(index: usize, text: &mut String) {
-    if 0 < index {
-        text.push(',');
+impl Digester {
+    /// Begins an object or an array.
+    pub fn open(&mut self, bracket: char) {
+        self.write(bracket);
+        self.first = true;
+    }
+
+    /// Ends it.
+    pub fn close(&mut self, bracket: char) {
+        self.write(bracket);
+        self.first = false;
+    }
+
+    /// A key of an object; its value comes next. Keys must come sorted by their bytes.
+    pub fn key(&mut self, key: &str) {
+        self.separate();
+        self.write(Value::from(key));
+        self.write(':');
+    }
+
+    /// An item of an array.
+    pub fn item(&mut self, item: &Value) {
+        self.separate();
+        self.value(item);
+    }
+
+    /// A whole value. Keys are sorted here, because a map of `serde_json` may keep the order of
+    /// insertion.
+    pub fn value(&mut self, value: &Value) {
+        match value {
+            Value::Object(fields) => {
+                let mut fields: Vec<_> = fields.iter().collect();
+                fields.sort_by_key(|(name, _field)| *name);
+                self.open('{');
+                for (name, field) in fields {
+                    self.key(name);
+                    self.value(field);
+                }
+                self.close('}');
+            }
+            Value::Array(items) => {
+                self.open('[');
+                items.iter().for_each(|item| self.item(item));
+                self.close(']');
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => self.write(value),
+        }
+    }
+
+    /// `sha256:` and 64 digits.
+    pub fn finish(self) -> String {
+        let hex: String = self.sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("sha256:{hex}")
+    }
+
+    fn separate(&mut self) {
+        if !std::mem::take(&mut self.first) {
+            self.write(',');
+        }
+    }
+
+    fn write(&mut self, text: impl fmt::Display) {
+        write!(self, "{text}").expect("a digest takes everything");
     }
 }
 
@@ -128,5 +191,18 @@ mod tests {
         // `printf '{"a":"x","b":[1,2.5]}' | sha256sum`
         let known = "sha256:66efddae6a97500318e4c6cdc4bc04149f340a165a7ef2d830393048b67b7a31";
         assert_eq!(of(r#"{"b":[1,2.5],"a":"x"}"#), known);
+        // `printf '[{},[],[[1],{"a":null}],"\\n"]' | sha256sum`
+        let known = "sha256:9d82232d6be45d8d96ee9cdbc7eb37f3a12f76e081cd253b34f4aed80d8d51ad";
+        assert_eq!(of(r#"[{}, [], [[1], {"a": null}], "\n"]"#), known);
+    }
+
+    /// Saved reports are compared with digests that are made of a whole value.
+    #[test]
+    fn facts_have_the_same_digest_in_parts_and_as_a_whole() {
+        let fleet = crate::doctor::testing::fleet(11);
+        let expected = fleet.nodes.keys().cloned().collect();
+        let snapshot = Snapshot { expected, ..fleet };
+        assert_eq!(snapshot_digest(&snapshot), digest_of(&snapshot));
+        assert_eq!(snapshot_digest(&Snapshot::default()), digest_of(&Snapshot::default()));
     }
 }

@@ -18,7 +18,7 @@ pub enum Fact<T> {
     /// It could not be read.
     Unread {
         /// The reason, for a person.
-        why: String,
+        why: Box<str>,
         /// Call or file that was tried.
         from: Source,
     },
@@ -42,7 +42,7 @@ impl<T> Fact<T> {
 
     /// A value that `from` did not give.
     pub fn unread(why: impl Into<String>, from: impl Into<Source>) -> Self {
-        Fact::Unread { why: why.into(), from: from.into() }
+        Fact::Unread { why: why.into().into(), from: from.into() }
     }
 
     /// A value that an older file of facts does not have.
@@ -66,7 +66,7 @@ impl<T> Fact<T> {
         match self {
             Fact::Known { value, .. } => Ok(value),
             Fact::Unread { why, from } => {
-                Err(Unread { why: why.clone(), from: from.as_str().to_owned() })
+                Err(Unread { why: why.to_string(), from: from.as_str().to_owned() })
             }
         }
     }

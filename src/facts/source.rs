@@ -1,6 +1,6 @@
 //! Where a fact comes from: a call or a file, one text for all facts that come from there.
 
-use std::{cell::RefCell, collections::BTreeSet, fmt, sync::Arc};
+use std::{borrow::Borrow, cell::RefCell, collections::BTreeSet, fmt, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Visitor};
 
@@ -9,13 +9,27 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Visitor};
 const REMEMBERED: usize = 4096;
 
 thread_local! {
-    static KNOWN: RefCell<BTreeSet<Arc<str>>> = const { RefCell::new(BTreeSet::new()) };
+    static KNOWN: RefCell<BTreeSet<Source>> = const { RefCell::new(BTreeSet::new()) };
 }
 
 /// Name of a call or file. A fleet of a thousand nodes has half a million facts from some hundred
-/// sources, so texts that are read are shared.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source(Arc<str>);
+/// sources, so texts that are read are shared, and a fact holds one word.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(clippy::redundant_allocation, reason = "one word instead of two")]
+pub struct Source(Arc<Box<str>>);
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_str().fmt(f)
+    }
+}
+
+/// A set of sources is searched by text.
+impl Borrow<str> for Source {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
 
 impl Source {
     /// The text.
@@ -26,33 +40,33 @@ impl Source {
     fn shared(text: &str) -> Self {
         KNOWN.with_borrow_mut(|known| {
             if let Some(found) = known.get(text) {
-                return Source(found.clone());
+                return found.clone();
             }
             if REMEMBERED <= known.len() {
                 known.clear();
             }
-            let new: Arc<str> = text.into();
+            let new = Source::from(text);
             known.insert(new.clone());
-            Source(new)
+            new
         })
     }
 }
 
 impl From<&str> for Source {
     fn from(text: &str) -> Self {
-        Source(text.into())
+        Source(Arc::new(text.into()))
     }
 }
 
 impl From<String> for Source {
     fn from(text: String) -> Self {
-        Source(text.into())
+        Source(Arc::new(text.into()))
     }
 }
 
 impl From<&String> for Source {
     fn from(text: &String) -> Self {
-        Source(text.as_str().into())
+        Source::from(text.as_str())
     }
 }
 
@@ -83,6 +97,13 @@ impl<'de> Deserialize<'de> for Source {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Of half a million facts of a fleet each byte counts.
+    #[test]
+    fn a_fact_is_as_small_as_three_words() {
+        assert_eq!(size_of::<Source>(), size_of::<usize>());
+        assert!(size_of::<crate::facts::Fact<u64>>() <= 3 * size_of::<u64>());
+    }
 
     #[test]
     fn equal_texts_are_one_text_when_they_are_read() {

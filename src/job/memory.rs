@@ -1,5 +1,6 @@
 //! Memory of one rank, by component.
 
+pub mod cpu;
 mod largest;
 pub mod official;
 

@@ -8,7 +8,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::process::ProcessId;
-use crate::{telemetry::whole, wire::TrainerExit};
+use crate::{
+    telemetry::whole,
+    wire::{DoctorVerdict, TrainerExit},
+};
 
 /// Name of the file in the output folder.
 pub const FILE: &str = "state.json";
@@ -83,6 +86,9 @@ pub struct RunState {
     #[serde(default)]
     pub why: Option<String>,
     pub incidents: Vec<Incident>,
+    /// What the doctor said before the launch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doctor: Option<DoctorVerdict>,
 }
 
 impl RunState {
@@ -105,6 +111,7 @@ impl RunState {
             result: None,
             why: None,
             incidents: Vec::new(),
+            doctor: None,
         }
     }
 

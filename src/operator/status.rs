@@ -14,7 +14,10 @@ use super::{
     outcome::{self, End, Kind},
     progress,
 };
-use crate::api::job::{ExcludedNode, JobStatus, LastFailure, Progress, State, Summary};
+use crate::{
+    api::job::{ExcludedNode, JobStatus, LastFailure, Progress, State, Summary},
+    wire::{DoctorVerdict, VERDICT_ANNOTATION},
+};
 
 /// Longest `summary.reason`: a column of a terminal.
 const LONGEST_REASON: usize = 160;
@@ -27,6 +30,7 @@ pub fn status(observed: &Observed, decision: &Decision) -> JobStatus {
         return over(observed, status);
     }
     status.observed_generation = generation;
+    take_verdict(observed, &mut status);
     take_gang(observed, &mut status);
     let mut conditions =
         Conditions { list: status.conditions.clone(), now: observed.now, generation };
@@ -83,6 +87,16 @@ fn general(observed: &Observed, decision: &Decision, conditions: &mut Conditions
         conditions.set(CHILDREN_APPLIED, true, "Applied", "");
     } else if begins || find(&conditions.list, CHILDREN_APPLIED).is_none() {
         conditions.set(CHILDREN_APPLIED, false, "Pending", "");
+    }
+}
+
+/// The verdict that the job was launched with. The first one stays: an annotation that is edited
+/// later says nothing about this launch.
+fn take_verdict(observed: &Observed, status: &mut JobStatus) {
+    let annotations = observed.job.metadata.annotations.as_ref();
+    let left = annotations.and_then(|all| all.get(VERDICT_ANNOTATION));
+    if status.doctor.is_none() && status.attempt == 0 {
+        status.doctor = left.and_then(|text| DoctorVerdict::read(text));
     }
 }
 

@@ -2,14 +2,18 @@
 
 mod fleet;
 
-use std::io::{self, Write};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    mem,
+};
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::View;
 use crate::{
-    doctor::{self, CheckResult, Overall, Report},
+    doctor::{self, CheckResult, Digester, Overall, Report},
     job::Compute,
 };
 
@@ -225,27 +229,52 @@ enum Value {
 
 /// The report as pretty JSON.
 pub fn json(report: &Report, view: &View<'_>) -> String {
+    serde_json::to_string_pretty(&sealed(report, view)).expect("plain data")
+}
+
+/// The same to a stream: the whole text of a large fleet is never there at once.
+pub fn write_json(report: &Report, view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
+    let mut out = io::BufWriter::with_capacity(1 << 16, out);
+    serde_json::to_writer_pretty(&mut out, &sealed(report, view))?;
+    writeln!(out)?;
+    out.flush()
+}
+
+fn sealed<'r>(report: &'r Report, view: &View<'_>) -> Document<'r> {
     let mut document = document(report, view);
-    let digest = document.seal.is_some().then(|| {
-        let text = serde_json::to_string(&document).expect("plain data");
-        doctor::digest(&serde_json::from_str(&text).expect("just written"))
-    });
+    let digest = document.seal.is_some().then(|| digest_of(&mut document));
     if let Some(seal) = &mut document.seal {
         seal.digest = digest;
     }
-    serde_json::to_string_pretty(&document).expect("plain data")
+    document
 }
 
-/// The same to a stream. Without a seal, which needs the whole, it takes no memory.
-pub fn write_json(report: &Report, view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
-    let mut out = io::BufWriter::with_capacity(1 << 16, out);
-    if view.seal.is_some() {
-        writeln!(out, "{}", json(report, view))?;
-        return out.flush();
+/// Digest of the report without this digest, as `seal.digest` has it.
+pub fn digest(report: &Report, view: &View<'_>) -> String {
+    digest_of(&mut document(report, view))
+}
+
+/// The digest of the canonical form, check by check.
+fn digest_of(document: &mut Document<'_>) -> String {
+    let Checks(results) = mem::replace(&mut document.checks, Checks(&[]));
+    let plain = serde_json::to_value(&*document).expect("plain data");
+    document.checks = Checks(results);
+    let fields: BTreeMap<_, _> = plain.as_object().into_iter().flatten().collect();
+    let mut digest = Digester::default();
+    digest.open('{');
+    for (name, field) in fields {
+        digest.key(name);
+        if name == "checks" {
+            digest.open('[');
+            let values = results.iter().map(|result| serde_json::to_value(check(result)));
+            values.for_each(|value| digest.item(&value.expect("plain data")));
+            digest.close(']');
+        } else {
+            digest.value(field);
+        }
     }
-    serde_json::to_writer_pretty(&mut out, &document(report, view))?;
-    writeln!(out)?;
-    out.flush()
+    digest.close('}');
+    digest.finish()
 }
 
 fn document<'r>(report: &'r Report, view: &View<'_>) -> Document<'r> {

@@ -77,7 +77,7 @@ fn write_case(result: &CheckResult, view: &View<'_>, xml: &mut impl Write) -> io
         }
         Case::Broken => element("error", "unknown", &missing(result), ""),
         Case::Skipped => {
-            let why = result.skipped.clone().unwrap_or_else(|| missing(result));
+            let why = result.skipped.as_deref().map_or_else(|| missing(result), str::to_owned);
             format!("      <skipped message=\"{}\"/>\n", attribute(&why))
         }
     };

@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use crate::doctor::Seal;
 
 pub use html::html;
-pub use json::{JSON_VERSION, json, schema, write_json};
+pub use json::{JSON_VERSION, digest, json, schema, write_json};
 pub use junit::junit;
 pub use markdown::markdown;
 pub use sarif::sarif;

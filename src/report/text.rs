@@ -266,8 +266,8 @@ fn few(names: &[String]) -> String {
 fn skips(report: &Report, view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
     let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
     for result in &report.results {
-        let Some(why) = &result.skipped else { continue };
-        match reasons.iter_mut().find(|(reason, _ids)| reason == why) {
+        let Some(why) = result.skipped.as_deref() else { continue };
+        match reasons.iter_mut().find(|(reason, _ids)| *reason == why) {
             Some((_reason, ids)) => ids.push(result.rule.id),
             None => reasons.push((why, vec![result.rule.id])),
         }

@@ -141,6 +141,12 @@ pub fn accept(text: &str, wanted: &Wanted<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// The digest that a report says it has.
+pub fn digest_of(text: &str) -> Option<String> {
+    let value: Value = serde_json::from_str(text).ok()?;
+    Some(value.pointer("/seal/digest")?.as_str()?.to_owned())
+}
+
 fn same_nodes(nodes: &[String], missing: &[String], wanted: &Wanted<'_>) -> Result<(), Refusal> {
     let found: BTreeSet<NodeName> = nodes.iter().cloned().map(NodeName).collect();
     let others = !wanted.others_allowed && found != *wanted.nodes;

@@ -21,6 +21,7 @@ use super::{
     export,
     failure::Failure,
     features::FeatureCache,
+    memory,
     model::{DropoutKey, Parameter, QwenVl, Trainable},
     optim::{AdamW, Moments},
     order::Order,
@@ -91,7 +92,11 @@ pub fn run(
             .hint("`qvl resume` goes on from here"));
     }
     rank.finish(&folder.join(&job.spec.model.path))?;
-    events.send(Event::Finished { step: rank.done, seconds: started.elapsed().as_secs_f64() });
+    events.send(Event::Finished {
+        step: rank.done,
+        seconds: started.elapsed().as_secs_f64(),
+        peak_resident_bytes: memory::peak_resident_bytes(),
+    });
     Ok(())
 }
 
@@ -145,6 +150,7 @@ fn prepare<'a>(
     };
     let resumed_from = rank.resume(&identity)?;
     let total_steps = rank.total_steps();
+    memory::trim();
     events.send(Event::Ready { step: rank.done, total_steps, resumed_from });
     Ok(rank)
 }
@@ -333,6 +339,7 @@ impl Rank<'_> {
                 self.events.send(Event::Evaluated { step, set, metrics });
             }
         }
+        memory::trim();
         self.phase("train");
         Ok(score)
     }

@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor, pickle::PthTensors, safetensors::Mmaped
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::model::ModelError;
+use super::{memory, model::ModelError};
 
 /// How a Git LFS pointer file begins.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
@@ -213,7 +213,13 @@ impl Source {
             move |source| ModelError::Damaged { path, source }
         };
         match self {
-            Source::Safetensors(map) => map.load(name, &Device::Cpu).map_err(damaged(folder)),
+            Source::Safetensors(map) => {
+                let tensor = map.load(name, &Device::Cpu).map_err(damaged(folder))?;
+                if let Ok(view) = map.get(name) {
+                    memory::give_back(view.data());
+                }
+                Ok(tensor)
+            }
             Source::Pickle(shards) => {
                 for (path, shard) in shards {
                     if let Some(tensor) = shard.get(name).map_err(damaged(path))? {

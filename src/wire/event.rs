@@ -51,7 +51,13 @@ pub enum Event {
     /// The last line of a failing rank.
     Failed { exit: super::TrainerExit, message: String, hint: Option<String>, peer: Option<u32> },
     /// The last line of a rank that ended well.
-    Finished { step: u64, seconds: f64 },
+    Finished {
+        step: u64,
+        seconds: f64,
+        /// Largest resident set of the process so far (`VmHWM`), for comparison with the plan.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        peak_resident_bytes: Option<u64>,
+    },
 }
 
 /// The numbers of one optimizer step. The loss is that of the *global* batch, so every rank

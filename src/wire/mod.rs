@@ -11,7 +11,9 @@ mod exit;
 pub mod pairs;
 mod supervision;
 pub mod sync;
+mod verdict;
 
 pub use event::{EvalMetrics, Event, Interval, Record, StepMetrics, TaskLoss};
 pub use exit::{ExitStatus, TrainerExit};
 pub use supervision::{Source, SupervisorEvent, SupervisorRecord};
+pub use verdict::{ANNOTATION as VERDICT_ANNOTATION, DoctorVerdict, VerdictCounts};

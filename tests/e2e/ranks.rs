@@ -3,7 +3,7 @@
 use std::{fs, io::ErrorKind, path::Path, time::Duration};
 
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     Test,
@@ -26,11 +26,23 @@ fn digits(lab: &Lab) {
     let said = job.assert_undisturbed();
     assert_golden!("digits", said.story());
     assert_golden!("digits-status", lab.qvl(&["status", "digits", "--cluster"]).text);
+    assert_verdict(&job);
     let row = lab.cluster.run("get ftj digits --no-headers");
     let cells: Vec<&str> = row.split_whitespace().collect();
     assert_eq!(cells[..4], ["digits", "Complete", "0/4", "100%"], "{row}");
     let steps: Vec<u64> = job.steps().iter().map(|step| step.number).collect();
     assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>());
+}
+
+/// The doctor's verdict came along with the job, and its status keeps it.
+fn assert_verdict(job: &Launch<'_>) {
+    let left = job.field("/metadata/annotations/qvl.dev~1doctor");
+    let left: Value = serde_json::from_str(left.as_str().unwrap()).unwrap();
+    let kept = job.field("/status/doctor");
+    assert_eq!(kept, left);
+    let rules = qvl::doctor::rules_digest();
+    assert_eq!((&kept["rules"], &kept["counts"]["fail"]), (&json!(rules), &json!(0)));
+    assert_eq!(kept["allowedUnknown"], json!(["node-missing"]));
 }
 
 /// Options of a launch here: the node agents say nothing about these nodes.

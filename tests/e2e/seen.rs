@@ -92,4 +92,6 @@ pub(crate) const FILTERS: &[(&str, &str)] = &[
     (r"process \d+", "process [pid]"),
     (r"\bstep \d+", "step [n]"),
     (r"\bn[123]\b", "[node]"),
+    (r"\b\d+ pass(, \d+ (warn|unknown))*", "[counts]"),
+    (r"\bsha256:[0-9a-f]{12}\b", "[digest]"),
 ];

@@ -164,7 +164,7 @@ pub(crate) fn lasting(facts: &NodeFacts) -> NodeFacts {
 fn any<T: Default>(fact: &Fact<T>) -> Fact<T> {
     match fact {
         Fact::Known { from, .. } => Fact::known(T::default(), from.clone()),
-        Fact::Unread { why, from } => Fact::unread(why, from.clone()),
+        Fact::Unread { why, from } => Fact::unread(&**why, from.clone()),
     }
 }
 

@@ -201,7 +201,7 @@ pub(crate) async fn retry(
     // Between the two requests the job exists nowhere but here.
     let kept = keep(cluster, name, &again)?;
     delete(cluster, name).await?;
-    let submitted = super::launch::submit(cluster, name, &again, false).await;
+    let submitted = super::submit::submit(cluster, name, &again, false).await;
     if let Err(error) = submitted {
         let file = kept.display();
         return Err(error.hint(format!(

@@ -1,6 +1,8 @@
 //! `qvl explain JOB`: one chain from what the user sees to its cause, each line with the object
 //! that says it. Pure.
 
+mod containers;
+
 use std::{
     collections::BTreeSet,
     io::{self, Write},
@@ -12,9 +14,10 @@ use serde_json::Value;
 use super::{
     events,
     objects::{Objects, items, name, text},
+    status::passed,
     table::age,
 };
-use crate::{api::job::LastFailure, wire::TrainerExit};
+use crate::api::job::LastFailure;
 
 /// One line: who says it, and what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +30,8 @@ pub(crate) struct Link {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Chain {
     pub head: String,
+    /// What the doctor said before the launch.
+    pub doctor: Option<String>,
     pub links: Vec<Link>,
     pub hints: BTreeSet<String>,
     /// What was not looked at.
@@ -63,6 +68,7 @@ impl Chain {
 pub(crate) fn chain(objects: &Objects, now: Timestamp) -> Chain {
     let mut chain = Chain { blind: objects.not_read.clone(), ..Chain::default() };
     head(objects, now, &mut chain);
+    doctor(objects, now, &mut chain);
     conditions(objects, &mut chain);
     last_failure(objects, &mut chain);
     if text(&objects.job, "/status/summary/state") == "Complete" {
@@ -140,6 +146,14 @@ fn conditions(objects: &Objects, chain: &mut Chain) {
             );
         }
     }
+}
+
+/// What was known before the start: a fault that the doctor saw then is not new.
+fn doctor(objects: &Objects, now: Timestamp, chain: &mut Chain) {
+    let verdict = objects.job.pointer("/status/doctor").cloned();
+    chain.doctor = verdict
+        .and_then(|verdict| serde_json::from_value(verdict).ok())
+        .map(|verdict| passed(&verdict, now));
 }
 
 fn last_failure(objects: &Objects, chain: &mut Chain) {
@@ -246,70 +260,13 @@ fn pod_trouble(pod: &Value, chain: &mut Chain) -> Option<String> {
     let containers =
         items(pod, "/status/initContainerStatuses").chain(items(pod, "/status/containerStatuses"));
     for container in containers {
-        if let Some(what) = container_trouble(container, pod, chain) {
+        if let Some(what) = containers::trouble(container, pod, chain) {
             return Some(what);
         }
     }
     let started = pod.pointer("/status/containerStatuses").is_some();
     (text(pod, "/status/phase") == "Pending" && !started)
         .then(|| "is bound to its node, but the kubelet has not begun to start it".to_owned())
-}
-
-fn container_trouble(container: &Value, pod: &Value, chain: &mut Chain) -> Option<String> {
-    if let Some(waiting) = container.pointer("/state/waiting") {
-        let (reason, message) = (text(waiting, "/reason"), text(waiting, "/message"));
-        match reason {
-            "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" => {
-                chain.hint(
-                    "is spec.cluster.image right, and does spec.cluster.imagePullSecrets let the node pull it?",
-                );
-                let image = text(container, "/image");
-                return Some(format!("cannot pull image {image} ({reason}): {message}"));
-            }
-            // The ordinary time before a start has its own events if it does not end.
-            "ContainerCreating" | "PodInitializing" => {
-                return Some(format!("is starting ({reason}) {message}").trim_end().to_owned());
-            }
-            "CreateContainerConfigError" => {
-                chain.hint("a secret or config map that the pod names does not exist");
-            }
-            _ => {}
-        }
-        return Some(format!("container {} waits ({reason}): {message}", text(container, "/name")));
-    }
-    let ended = container.pointer("/state/terminated")?;
-    let code = ended.pointer("/exitCode").and_then(Value::as_i64).unwrap_or(0);
-    if code == 0 {
-        return None;
-    }
-    if text(ended, "/reason") == "OOMKilled" {
-        chain.hint("spec.cluster.resources.memory is the limit of each rank: give more, or a smaller batch.unit");
-        return Some("was killed: out of memory".to_owned());
-    }
-    let meaning = i32::try_from(code).ok().and_then(TrainerExit::from_code);
-    let meaning = meaning.and_then(|exit| serde_json::to_value(exit).ok());
-    let meaning = meaning
-        .as_ref()
-        .and_then(Value::as_str)
-        .map_or_else(|| signal(code), |m| format!(" ({m})"));
-    let message = termination(text(ended, "/message"));
-    let message = if message.is_empty() { message } else { format!(": {message}") };
-    let evicted = text(pod, "/status/reason");
-    let evicted = if evicted.is_empty() { String::new() } else { format!(", {evicted}") };
-    Some(format!("ended with code {code}{meaning}{evicted}{message}"))
-}
-
-fn signal(code: i64) -> String {
-    if (129..=159).contains(&code) { format!(" (signal {})", code - 128) } else { String::new() }
-}
-
-/// The supervisor writes JSON with a sentence in it; anything else writes text.
-fn termination(message: &str) -> String {
-    let Ok(value) = serde_json::from_str::<Value>(message) else {
-        return message.lines().next_back().unwrap_or_default().to_owned();
-    };
-    let sentence = ["/what", "/message"].iter().map(|field| text(&value, field));
-    sentence.into_iter().find(|sentence| !sentence.is_empty()).unwrap_or_default().to_owned()
 }
 
 /// Warnings about pods that are still in trouble, and about the job and its Job: an old warning
@@ -390,6 +347,9 @@ pub(crate) fn print(chain: &Chain, out: &mut impl Write) -> io::Result<()> {
     }
     if chain.links.is_empty() {
         writeln!(out, "  no object of the job reports a problem")?;
+    }
+    if let Some(doctor) = &chain.doctor {
+        writeln!(out, "doctor: {doctor}")?;
     }
     chain.blind.iter().try_for_each(|blind| writeln!(out, "not looked at: {blind}"))?;
     chain.hints.iter().try_for_each(|hint| writeln!(out, "hint: {hint}"))

@@ -17,12 +17,16 @@ use super::{
     trouble::Denied,
 };
 use crate::{
-    cli::{CliError, doctor as command, plan::Plan},
+    cli::{
+        CliError,
+        doctor::{self as command, Judged, Permission},
+        plan::Plan,
+    },
     doctor::{self, Demand, Report, Sizes},
     facts::NodeName,
     job::FineTuneJob,
     probe,
-    wire::ExitStatus,
+    wire::{DoctorVerdict, ExitStatus},
 };
 
 /// Pause of a reader that waits for reports.
@@ -104,15 +108,32 @@ pub(crate) fn preface(
     roster::print(roster, report, job, allowed, Timestamp::now(), out)
 }
 
-/// Judges the nodes that a job is expected to run on; a status stops the launch.
+/// What a user asked of the doctor with a launch.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    /// The job as it was read, before a place was found for it.
+    pub read: &'a FineTuneJob,
+    pub permission: Option<&'a Permission>,
+    pub allow_unknown: &'a [String],
+}
+
+/// What the doctor says of a launch.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The job may be submitted, with this.
+    Open(Box<DoctorVerdict>),
+    Closed(ExitStatus),
+}
+
+/// Judges the nodes that a job is expected to run on.
 pub(crate) fn gate(
     world: &World,
     job: &FineTuneJob,
     placement: &Placement,
     planned: Option<&(Plan, Sizes)>,
-    allow_unknown: &[String],
+    asked: &Asked<'_>,
     out: &mut impl Write,
-) -> Result<Option<ExitStatus>, CliError> {
+) -> Result<Verdict, CliError> {
     if let Some(why) = &world.reports_blind {
         writeln!(out, "doctor  reports of the nodes cannot be read: {why}")?;
     }
@@ -124,13 +145,19 @@ pub(crate) fn gate(
     let demand = Demand { ranks_each: each, ..Demand::of(job, sizes(planned)).in_pods(job) };
     let mut report = doctor::diagnose(&fleet.snapshot, &demand);
     report.leave_to_pods(false);
-    let stop = command::stop_launch(&report, allow_unknown, out)?;
+    let stop = command::stop_launch(&report, asked.allow_unknown, out)?;
     if stop == Some(ExitStatus::Unknown) && fleet.snapshot.nodes.is_empty() {
         let hint = "do the agents run? `kubectl -n qvl-system get daemonset qvl-agent`; \
                     --allow-unknown node-missing starts without them";
         writeln!(out, "hint: {hint}")?;
     }
-    Ok(stop)
+    if let Some(status) = stop {
+        return Ok(Verdict::Closed(status));
+    }
+    let Asked { read, permission, allow_unknown } = *asked;
+    let snapshot = &fleet.snapshot;
+    let judged = Judged { report: &report, snapshot, job: read, allow_unknown, permission };
+    Ok(Verdict::Open(Box::new(judged.seal()?.0)))
 }
 
 fn sizes(planned: Option<&(Plan, Sizes)>) -> Sizes {
@@ -167,11 +194,16 @@ mod tests {
         let placement =
             Placement { shape, nodes: vec![("n1".to_owned(), 2)], products: Vec::new() };
         let mut out = Vec::new();
-        let mut asked = |allowed: &[String]| {
-            gate(&world, &job(2), &placement, None, allowed, &mut out).unwrap()
+        let job = job(2);
+        let mut gate = |allow_unknown: &[String]| {
+            let asked = Asked { read: &job, permission: None, allow_unknown };
+            gate(&world, &job, &placement, None, &asked, &mut out).unwrap()
         };
-        assert_eq!(asked(&[]), Some(ExitStatus::Unknown));
-        assert_eq!(asked(&["node-missing".to_owned()]), None);
+        assert_eq!(gate(&[]), Verdict::Closed(ExitStatus::Unknown));
+        let Verdict::Open(verdict) = gate(&["node-missing".to_owned()]) else { panic!("closed") };
+        assert_eq!(verdict.allowed_unknown, ["node-missing"]);
+        assert_eq!(verdict.job, doctor::job_digest(&job, doctor::Stack::Own));
+        assert_eq!((verdict.counts.fail, verdict.nodes_total), (0, 0));
         let told = String::from_utf8(out).unwrap();
         assert!(told.contains("node n1 is expected, but sent no facts"), "{told}");
     }

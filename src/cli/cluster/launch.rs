@@ -3,7 +3,6 @@
 use std::{io::Write, path::Path, time::Duration};
 
 use clap::{Args, ValueEnum};
-use kube::api::{DynamicObject, Patch, PatchParams};
 
 use super::{
     Call, Cluster, Target, connect, fleet,
@@ -14,6 +13,7 @@ use super::{
     record::Told,
     seen::Seen,
     show::Show,
+    submit,
     trouble::JOBS,
 };
 use crate::{
@@ -131,6 +131,7 @@ pub(crate) async fn launch(order: Order<'_>) -> Result<ExitStatus, CliError> {
     let options = order.options;
     let mut job = job_plan::read_job(order.job, ranks(&order)?)?;
     let permission = order.verdict.read(&job)?;
+    let read = job.clone();
     job.spec.cluster.queue = options.queue.clone().or(job.spec.cluster.queue);
     let cluster = connect(&options.target).await?;
     let name = job.metadata.name.clone();
@@ -143,20 +144,23 @@ pub(crate) async fn launch(order: Order<'_>) -> Result<ExitStatus, CliError> {
     place::print(&decided, &job, &mut out)?;
     let waits = options.timeout.is_some() || job.spec.cluster.queue.is_some();
     refuse_misfit(&decided, waits)?;
+    let (permission, allow_unknown) = (permission.as_ref(), order.allow_unknown);
     doctor::Permission::check_placed(permission, decided.placement(), &mut out)?;
+    let mut verdict = None;
     if let Some(placement) = decided.placement() {
-        let closed =
-            fleet::gate(&world, &job, placement, checked.as_ref(), order.allow_unknown, &mut out)?;
-        if let Some(status) = closed {
-            return Ok(status);
+        let asked = fleet::Asked { read: &read, permission, allow_unknown };
+        match fleet::gate(&world, &job, placement, checked.as_ref(), &asked, &mut out)? {
+            fleet::Verdict::Open(passed) => verdict = Some(*passed),
+            fleet::Verdict::Closed(status) => return Ok(status),
         }
     } else {
         writeln!(out, "doctor  not asked: it is not known which nodes the job will run on")?;
     }
+    let object = submit::object(&cluster, &job, verdict.as_ref());
     if let Some(dry_run) = options.dry_run {
-        return dry(&cluster, &job, dry_run, options.object).await;
+        return submit::dry(&cluster, &name, object, dry_run, options.object).await;
     }
-    submit(&cluster, &name, &object(&cluster, &job), false).await?;
+    submit::submit(&cluster, &name, &object, false).await?;
     // Without it, commands that only name the job may find an older run of this machine.
     let _best_effort = registry::remember_submitted(&home::jobs(), &name, supervisor::now_ms());
     let mut show = Show::new(order.output, &cluster.namespace, &name);
@@ -253,54 +257,6 @@ fn refuse_misfit(decided: &Demanded, waits: bool) -> Result<(), CliError> {
             Err(smaller(CliError::new(ExitStatus::Infeasible, what), *largest, "an empty cluster"))
         }
     }
-}
-
-/// The object of a job, everything spelt out: a later version with other defaults changes nothing.
-fn object(cluster: &Cluster, job: &FineTuneJob) -> serde_json::Value {
-    let mut object = serde_json::to_value(job).expect("plain data");
-    object["metadata"]["namespace"] = cluster.namespace.clone().into();
-    object
-}
-
-/// Sends a job to the cluster; `dry` only lets it check.
-pub(crate) async fn submit(
-    cluster: &Cluster,
-    name: &str,
-    object: &serde_json::Value,
-    dry: bool,
-) -> Result<DynamicObject, CliError> {
-    let call = Call::one("patch", JOBS, &cluster.namespace, name);
-    let params = PatchParams { dry_run: dry, ..PatchParams::apply(MANAGER).validation_strict() };
-    let patch = Patch::Apply(object);
-    cluster.call(call, cluster.jobs().patch(name, &params, &patch)).await
-}
-
-async fn dry(
-    cluster: &Cluster,
-    job: &FineTuneJob,
-    dry_run: DryRun,
-    format: Option<ObjectFormat>,
-) -> Result<ExitStatus, CliError> {
-    let mut sent = object(cluster, job);
-    if dry_run == DryRun::Server {
-        let mut answer = submit(cluster, &job.metadata.name, &sent, true).await?;
-        answer.metadata.managed_fields = None;
-        sent = serde_json::to_value(answer).expect("plain data");
-        writeln!(anstream::stderr(), "the cluster accepts the job")?;
-    }
-    let mut out = anstream::stdout();
-    match format {
-        Some(ObjectFormat::Yaml) => {
-            let text = serde_saphyr::to_string(&sent)
-                .map_err(|error| CliError::of(ExitStatus::Internal, error))?;
-            write!(out, "{text}")?;
-        }
-        Some(ObjectFormat::Json) => {
-            writeln!(out, "{}", serde_json::to_string_pretty(&sent).expect("plain data"))?;
-        }
-        None => writeln!(anstream::stderr(), "nothing was submitted")?,
-    }
-    Ok(ExitStatus::Success)
 }
 
 /// How the user finds the job again.

@@ -23,6 +23,7 @@ mod roster;
 mod seen;
 mod show;
 mod status;
+mod submit;
 mod table;
 mod tar;
 mod top;

@@ -9,7 +9,7 @@ use super::{
     seen::Seen,
     table::{self, age, cell, row},
 };
-use crate::api::job::State;
+use crate::{api::job::State, wire::DoctorVerdict};
 
 /// The table of `qvl ps`, sorted by namespace and name.
 pub(crate) fn list(jobs: &[Seen], now: Timestamp, out: &mut impl Write) -> io::Result<()> {
@@ -82,6 +82,8 @@ pub(crate) fn describe(job: &Seen, now: Timestamp, out: &mut impl Write) -> io::
     for excluded in &status.placement.excluded {
         row("not used", format!("{}: {}", excluded.name, excluded.reason))?;
     }
+    let doctor = status.doctor.as_ref();
+    row("doctor", doctor.map_or(String::new(), |verdict| passed(verdict, now)))?;
     row("queue", job.queue().unwrap_or_default().to_owned())?;
     if status.attempt != 0 {
         row("attempt", format!("{}, epoch {}", status.attempt, status.epoch))?;
@@ -101,6 +103,11 @@ pub(crate) fn describe(job: &Seen, now: Timestamp, out: &mut impl Write) -> io::
         row("condition", format!("{kind}={value} for {since} ({reason}){message}"))?;
     }
     footer(job, out)
+}
+
+/// What the doctor said before the launch.
+pub(super) fn passed(verdict: &DoctorVerdict, now: Timestamp) -> String {
+    verdict.sentence(&age(Timestamp::from_second(verdict.unix_seconds).ok(), now))
 }
 
 /// The last failure, and what to do.
@@ -173,6 +180,9 @@ mod tests {
             "restarts": {"total": 4, "counted": 3},
             "progress": {"step": 120, "totalSteps": 1200, "loss": 1.5, "checkpointStep": 100},
             "placement": {"nodes": ["n1", "n2"], "excluded": [{"name": "n3", "reason": "GPU fault"}]},
+            "doctor": {"digest": "sha256:0123456789abcdef", "rules": "", "facts": "", "job": "",
+                "unixSeconds": 1_777_636_800, "nodes": ["n1", "n2", "n3"], "nodesTotal": 3,
+                "counts": {"pass": 120, "warn": 2, "fail": 0, "unknown": 0, "skipped": 30}},
             "conditions": [{"type": "Failed", "status": "True", "reason": "NonRetryable",
                 "message": "exit code 65", "lastTransitionTime": "2026-05-01T12:03:00Z"}],
             "lastFailure": {"class": "App", "rank": 2, "node": "n2", "exitCode": 65,
@@ -188,6 +198,7 @@ mod tests {
           ranks       4
           nodes       n1, n2
           not used    n3: GPU fault
+          doctor      passed 3m5s ago on n1, n2, n3: 120 pass, 2 warn; sha256:0123456789ab
           attempt     2, epoch 5
           restarts    4, of which 3 count
           age         3m5s

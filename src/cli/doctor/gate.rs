@@ -6,25 +6,30 @@ use std::{
     path::Path,
 };
 
-use super::{Permission, allowed, folders, observed::facts_file, sizes, status, view};
+use super::{
+    Permission, allowed, folders, observed::facts_file, sizes, status, unix_seconds, view,
+};
 use crate::{
     cli::{CliError, plan},
-    doctor::{self, Demand, Overall, Report},
+    doctor::{self, Demand, Overall, Report, Seal, Stack},
     facts::Snapshot,
-    probe, report,
-    wire::ExitStatus,
+    job::FineTuneJob,
+    probe,
+    report::{self, View},
+    wire::{DoctorVerdict, ExitStatus, VerdictCounts},
 };
 
 /// What the doctor said before a launch.
 pub(crate) enum Gate {
-    /// The job may start. Facts and verdict as JSON, for the report.
-    Open { facts: String, verdict: String },
+    /// The job may start. Facts and report as JSON, and the verdict that the run keeps.
+    Open { facts: String, report: String, verdict: DoctorVerdict },
     /// It must not.
     Closed(ExitStatus),
 }
 
-/// Judges this machine for a planned job before anything is started.
+/// Judges this machine for a planned job before anything is started; `job` as it was read.
 pub(crate) fn gate(
+    job: &FineTuneJob,
     planned: &plan::Plan,
     folder: &Path,
     trainer: &Path,
@@ -50,8 +55,67 @@ pub(crate) fn gate(
     if let Some(refused) = stop_launch(&report, allow_unknown, out)? {
         return Ok(Gate::Closed(refused));
     }
-    let verdict = report::json(&report, &view(&allowed(allow_unknown)?));
-    Ok(Gate::Open { facts: saved, verdict })
+    let judged = Judged { report: &report, snapshot: &snapshot, job, allow_unknown, permission };
+    let (verdict, report) = judged.seal()?;
+    Ok(Gate::Open { facts: saved, report, verdict })
+}
+
+/// What a launch was judged by.
+pub(crate) struct Judged<'j> {
+    pub report: &'j Report,
+    pub snapshot: &'j Snapshot,
+    /// The job as it was read, before anything is planned.
+    pub job: &'j FineTuneJob,
+    pub allow_unknown: &'j [String],
+    pub permission: Option<&'j Permission>,
+}
+
+impl Judged<'_> {
+    /// The verdict in few bytes, and the sealed report that it is the digest of.
+    pub(crate) fn seal(&self) -> Result<(DoctorVerdict, String), CliError> {
+        let now = unix_seconds();
+        let seal = Seal::of(self.snapshot, Some(self.job), Stack::Own, Some(now));
+        let allowed = allowed(self.allow_unknown)?;
+        let view = View { seal: Some(&seal), ..view(&allowed) };
+        let verdict = self.verdict(&seal, now, &allowed, report::digest(self.report, &view));
+        Ok((verdict, report::json(self.report, &view)))
+    }
+
+    fn verdict(
+        &self,
+        seal: &Seal,
+        unix_seconds: i64,
+        allowed: &BTreeSet<String>,
+        digest: String,
+    ) -> DoctorVerdict {
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let doctor::Counts { pass, warn, fail, unknown, skipped } = self.report.counts();
+        let unread = self.report.results.iter().filter(|result| result.is_needed_unknown());
+        let unread: BTreeSet<&str> = unread.map(|result| result.rule.id).collect();
+        let verdict = DoctorVerdict {
+            digest,
+            rules: seal.rules.clone(),
+            facts: seal.facts.clone(),
+            job: seal.job.clone().unwrap_or_default(),
+            unix_seconds,
+            counts: VerdictCounts {
+                pass: number(pass),
+                warn: number(warn),
+                fail: number(fail),
+                unknown: number(unknown),
+                skipped: number(skipped),
+            },
+            nodes: self.report.nodes.iter().map(|name| name.0.clone()).collect(),
+            nodes_total: number(self.report.nodes.len()),
+            allowed_unknown: allowed
+                .iter()
+                .filter(|id| unread.contains(id.as_str()))
+                .cloned()
+                .collect(),
+            permission: self.permission.and_then(Permission::digest),
+        };
+        verdict.bounded()
+    }
 }
 
 /// Says what is wrong, and whether a launch must stop because of it.

@@ -53,9 +53,14 @@ impl VerdictArgs {
 }
 
 impl Permission {
+    /// Digest of the report, as the report says; it was checked with the rest.
+    pub(crate) fn digest(&self) -> Option<String> {
+        verdict::digest_of(&self.text)
+    }
+
     /// The same for a job in a cluster. A verdict on the whole fleet holds for a part of it.
     pub(crate) fn check_placed(
-        permission: Option<Permission>,
+        permission: Option<&Permission>,
         placement: Option<&Placement>,
         out: &mut impl Write,
     ) -> Result<(), CliError> {

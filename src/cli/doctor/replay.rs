@@ -1,7 +1,7 @@
 //! Facts that were saved, one file for each node.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     thread,
@@ -18,25 +18,28 @@ const MANY: usize = 16;
 
 /// Reads facts of several machines.
 pub(super) fn nodes(paths: &[PathBuf]) -> Result<BTreeMap<NodeName, NodeFacts>, CliError> {
-    let mut nodes = BTreeMap::new();
+    let mut nodes = Vec::with_capacity(paths.len());
+    let mut names = BTreeSet::new();
     for (path, file) in paths.iter().zip(read_all(paths)) {
-        let file = file?;
-        let name = file.node.clone();
-        if nodes.insert(file.node, file.facts).is_some() {
-            let what = format!("`{}` is about `{name}`, as a file before it", path.display());
+        let FactsFile { node, facts, .. } = *file?;
+        if !names.insert(node.clone()) {
+            let what = format!("`{}` is about `{node}`, as a file before it", path.display());
             return Err(CliError::new(ExitStatus::Usage, what).hint("give one file for each node"));
         }
+        nodes.push((node, facts));
     }
-    Ok(nodes)
+    // Made of all at once, a map has no gaps.
+    Ok(nodes.into_iter().collect())
 }
 
 /// Every file in its place, read on all processors if they are many.
-fn read_all(paths: &[PathBuf]) -> Vec<Result<FactsFile, CliError>> {
+fn read_all(paths: &[PathBuf]) -> Vec<Result<Box<FactsFile>, CliError>> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let threads = if paths.len() < MANY { 1 } else { processors };
     let share = paths.len().div_ceil(threads).max(1);
     thread::scope(|scope| {
-        let read = |paths: &[PathBuf]| paths.iter().map(|path| read_facts(path)).collect();
+        let read =
+            |paths: &[PathBuf]| paths.iter().map(|path| read_facts(path).map(Box::new)).collect();
         let parts: Vec<thread::ScopedJoinHandle<'_, Vec<_>>> =
             paths.chunks(share).map(|paths| scope.spawn(move || read(paths))).collect();
         parts.into_iter().flat_map(|part| part.join().expect("readers do not panic")).collect()

@@ -10,6 +10,7 @@ use crate::{
         observed::{JobEnd, PodFact},
         testing,
     },
+    wire::{DoctorVerdict, VERDICT_ANNOTATION},
 };
 
 /// The steps in short but for news, after the state that the first of them writes.
@@ -112,6 +113,35 @@ fn the_first_words_come_before_the_first_object() {
             "CreateJob { attempt: 1 }",
         ]
     );
+}
+
+/// What the launcher left is in the first status; what is edited later is not, nor is nonsense.
+#[test]
+fn the_verdict_of_the_launch_is_kept_as_it_was() {
+    let verdict = |digest: &str| DoctorVerdict {
+        digest: digest.to_owned(),
+        nodes: vec!["n1".to_owned()],
+        nodes_total: 1,
+        ..DoctorVerdict::default()
+    };
+    let leave = |observed: &mut Observed, text: &str| {
+        let annotations = observed.job.metadata.annotations.get_or_insert_default();
+        annotations.insert(VERDICT_ANNOTATION.to_owned(), text.to_owned());
+    };
+    let text = |digest| serde_json::to_string(&verdict(digest)).unwrap();
+    let mut observed = testing::observed();
+    leave(&mut observed, &text("sha256:1"));
+    write(&mut observed);
+    assert_eq!(observed.status().doctor, Some(verdict("sha256:1")));
+    leave(&mut observed, &text("sha256:2"));
+    let later = status::status(&observed, &decide(&observed));
+    assert_eq!(later.doctor, Some(verdict("sha256:1")));
+    for nonsense in ["", "yes", "{}", &"x".repeat(1 << 20)] {
+        let mut observed = testing::observed();
+        leave(&mut observed, nonsense);
+        write(&mut observed);
+        assert_eq!(observed.status().doctor, None);
+    }
 }
 
 #[test]

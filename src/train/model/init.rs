@@ -129,7 +129,7 @@ pub fn write_folder(
         .collect();
     let path = folder.join("model.safetensors");
     let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-    let bytes = safetensors::serialize(cast?, metadata)
-        .map_err(|error| write(&path)(std::io::Error::other(error.to_string())))?;
-    fs::write(&path, bytes).map_err(write(&path))
+    // One tensor after the other: all bytes at once would be the model once more.
+    safetensors::serialize_to_file(cast?, metadata, &path)
+        .map_err(|error| write(&path)(std::io::Error::other(error.to_string())))
 }

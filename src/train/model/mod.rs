@@ -244,7 +244,8 @@ impl QwenVl {
 
     /// Features (N, Q, D) of pictures (N, 3, S, S), f32 pixels.
     pub fn visual(&self, pixels: &Tensor) -> Result<Tensor, ModelError> {
-        let (x_TW, _saved) = self.vision.forward(&self.store, &pixels.to_dtype(self.dtype)?)?;
+        let pixels_in = pixels.to_dtype(self.dtype)?;
+        let (x_TW, _saved) = self.vision.forward(&self.store, &pixels_in, false)?;
         Ok(self.resampler.forward(&self.store, &x_TW, pixels.dim(0)?)?.0)
     }
 
@@ -350,7 +351,8 @@ impl QwenVl {
         }
         let pictures = unit.images.len();
         let pixels = Tensor::from_vec(pixels, (pictures, 3, side, side), &self.device)?;
-        let (x_TW, vision) = self.vision.forward(&self.store, &pixels.to_dtype(self.dtype)?)?;
+        let pixels = pixels.to_dtype(self.dtype)?;
+        let (x_TW, vision) = self.vision.forward(&self.store, &pixels, true)?;
         let (features, resampler) = self.resampler.forward(&self.store, &x_TW, pictures)?;
         Ok((features, Some((vision, resampler))))
     }

@@ -53,8 +53,14 @@ impl VisionTransformer {
         })
     }
 
-    /// Pixels (N, 3, S, S) -> (N·P, W).
-    pub(super) fn forward(&self, store: &Store, pixels: &Tensor) -> Result<(Tensor, SavedVision)> {
+    /// Pixels (N, 3, S, S) -> (N·P, W). Without `keep` there is nothing for a backward pass, and
+    /// no more than one block's numbers at a time.
+    pub(super) fn forward(
+        &self,
+        store: &Store,
+        pixels: &Tensor,
+        keep: bool,
+    ) -> Result<(Tensor, SavedVision)> {
         let pictures = pixels.dim(0)?;
         let patches_TC = self.patches(pixels)?;
         let kernel_WC = store.get(self.conv1).flatten_from(1)?;
@@ -69,7 +75,9 @@ impl VisionTransformer {
         for block in &self.blocks {
             let (y_TW, saved) = block.forward(store, x_TW, pictures)?;
             x_TW = y_TW;
-            blocks.push(saved);
+            if keep {
+                blocks.push(saved);
+            }
         }
         Ok((x_TW, SavedVision { patches_TC, embedded_TW, blocks }))
     }

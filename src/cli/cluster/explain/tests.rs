@@ -49,6 +49,22 @@ fn a_healthy_job_reports_no_problem() {
 }
 
 #[test]
+fn what_the_doctor_said_before_the_start_is_told() {
+    let digest = |digit: &str| format!("sha256:{}", digit.repeat(64));
+    let status = json!({"summary": {"state": "Running"},
+        "conditions": [condition("PodsScheduled", "True", "Scheduled", "")],
+        "doctor": {"digest": digest("a"), "rules": digest("b"), "facts": digest("c"),
+            "job": digest("d"), "unixSeconds": 1_777_637_000, "nodes": ["n1", "n2"], "nodesTotal": 2,
+            "counts": {"pass": 120, "warn": 2, "fail": 0, "unknown": 1, "skipped": 30},
+            "allowedUnknown": ["link-errors"]}});
+    insta::assert_snapshot!(explained(json!({"job": job(status)})), @r"
+    digits is running, last change 3m0s ago
+      no object of the job reports a problem
+    doctor: passed 6m40s ago on n1, n2: 120 pass, 2 warn, 1 unknown (allowed: link-errors); sha256:aaaaaaaaaaaa
+    ");
+}
+
+#[test]
 fn pods_without_a_node_are_told_once() {
     let message = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu.";
     let status = json!({"summary": {"state": "Scheduling"}, "conditions":
