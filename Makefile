@@ -6,7 +6,7 @@ export PATH := $(QVL_CACHE)/go/bin:$(PATH)
 BUILD := $(or $(CARGO_TARGET_DIR),$(QVL_CACHE)/target)
 
 .PHONY: demo test lint bench bench-doctor bench-operator soak setup build check-cuda mutants digits-base
-.PHONY: sbom setup-packages setup-data setup-python setup-schemas setup-cluster without-trainer
+.PHONY: sbom setup-packages setup-data setup-python setup-schemas setup-nvidia-smi setup-cluster without-trainer
 .PHONY: cluster-build cluster-up cluster-down cluster-shell
 
 demo: setup-data build
@@ -39,7 +39,7 @@ soak: mutants cluster-build
 	QVL_SOAK=1 cargo test --release --test logs -- --nocapture
 	cargo deny --version >/dev/null 2>&1 && cargo deny check || echo "cargo-deny is not installed: cargo install cargo-deny"
 
-setup: setup-packages setup-data setup-python setup-schemas
+setup: setup-packages setup-data setup-python setup-schemas setup-nvidia-smi
 
 setup-packages:
 	tests/setup/packages
@@ -54,6 +54,10 @@ setup-python: setup-packages
 # What the reports of the doctor must fit.
 setup-schemas: setup-packages
 	tests/setup/schemas
+
+# NVIDIA's own client, which the simulated driver must satisfy.
+setup-nvidia-smi: setup-packages
+	tests/setup/nvidia-smi
 
 build: target
 	@echo "building qvl and qvl-train (optimised; about 6 minutes on two cores the first time)"

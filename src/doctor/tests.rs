@@ -7,6 +7,7 @@ mod mutations_host;
 mod mutations_network;
 mod mutations_official;
 mod traps;
+mod xids;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -2,13 +2,12 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
     thread,
 };
 
 use crate::{
-    cli::CliError,
+    cli::{CliError, input},
     facts::{FactsFile, NodeFacts, NodeName},
     wire::ExitStatus,
 };
@@ -49,7 +48,7 @@ pub(super) fn read_facts(path: &Path) -> Result<FactsFile, CliError> {
         CliError::of(ExitStatus::Usage, error.context(what))
             .hint("`qvl doctor --save-facts FILE` writes such a file")
     };
-    let text = fs::read_to_string(path).map_err(|error| failed(error.into()))?;
+    let text = input::text(path).map_err(|error| failed(error.into()))?;
     // Straight into its type; only what does not fit is read again, to say where and why.
     if let Ok(file) = serde_json::from_str::<FactsFile>(&text)
         && file.format == FactsFile::VERSION
