@@ -188,10 +188,9 @@ fn calls_that_a_filter_refuses_are_unknown() {
     let host = Host::named("healthy-4xa100");
     let mut command = host.command(env!("CARGO_BIN_EXE_qvl"));
     command.args(["doctor", "--gpus", "4", "--format", "json"]);
-    refuse(&mut command, &[libc::SYS_clone3, libc::SYS_vfork, libc::SYS_fork]);
+    refuse(&mut command, &[libc::SYS_clone3, libc::SYS_clone]);
     let output = checked(&mut command);
-    let report = report(&output);
-    assert!(["pass", "unknown", "fail"].contains(&verdict(&report, "nvml-unavailable")));
+    assert_ne!(verdict(&report(&output), "nvml-unavailable"), "pass");
 }
 
 /// A filter in the language of seccomp(2), set between fork and exec.
@@ -254,16 +253,20 @@ fn judge(facts: &[u8]) -> Output {
     checked(&mut command)
 }
 
-/// A place in a tree, by a number.
-fn nth(value: &mut Value, place: &mut usize) -> Option<*mut Value> {
-    if *place == 0 {
-        return Some(std::ptr::from_mut(value));
-    }
-    *place -= 1;
+/// JSON pointers of everything below `value`.
+fn places(value: &Value, at: &str, all: &mut Vec<String>) {
+    let mut below = |name: &str, value: &Value| {
+        let name = name.replace('~', "~0").replace('/', "~1");
+        let at = format!("{at}/{name}");
+        all.push(at.clone());
+        places(value, &at, all);
+    };
     match value {
-        Value::Array(list) => list.iter_mut().find_map(|value| nth(value, place)),
-        Value::Object(map) => map.values_mut().find_map(|value| nth(value, place)),
-        _ => None,
+        Value::Array(list) => {
+            list.iter().enumerate().for_each(|(index, value)| below(&index.to_string(), value));
+        }
+        Value::Object(map) => map.iter().for_each(|(name, value)| below(name, value)),
+        _ => {}
     }
 }
 
@@ -292,13 +295,15 @@ proptest! {
     #[test]
     fn changed_facts_end_in_a_verdict_or_a_refusal(
         base in 0..FACTS.len(),
-        changes in proptest::collection::vec((0..4000_usize, hostile()), 1..8),
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), hostile()), 1..8),
     ) {
         let mut facts: Value = serde_json::from_str(FACTS[base]).unwrap();
-        for (mut place, value) in changes {
-            if let Some(target) = nth(&mut facts["facts"], &mut place) {
-                // SAFETY: the pointer was made from the tree a line ago, which nobody has touched since.
-                unsafe { *target = value };
+        let mut all = Vec::new();
+        places(&facts["facts"], "/facts", &mut all);
+        for (place, value) in changes {
+            // An earlier change may have removed the place.
+            if let Some(target) = facts.pointer_mut(&all[place.index(all.len())]) {
+                *target = value;
             }
         }
         let output = judge(facts.to_string().as_bytes());

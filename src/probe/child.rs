@@ -167,7 +167,7 @@ enum Heard {
 fn lines(child: &mut Child) -> Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     if let Some(stdout) = child.stdout.take() {
-        thread::spawn(move || {
+        let listening = thread::Builder::new().spawn(move || {
             let mut stdout = BufReader::new(stdout);
             let mut line = String::new();
             // What is longer or no text is no answer: the sender goes, and the child counts as ended.
@@ -179,6 +179,8 @@ fn lines(child: &mut Child) -> Receiver<String> {
                 line.clear();
             }
         });
+        // Without a thread more nobody listens, and the child counts as ended.
+        drop(listening);
     }
     receiver
 }

@@ -110,19 +110,25 @@ pub(super) fn folders(options: &Options) -> Fact<Vec<Storage>> {
 }
 
 fn silent() -> String {
-    format!("a file system did not answer within {} seconds", PATIENCE.as_secs())
+    format!(
+        "a file system did not answer within {} seconds, or nobody could ask",
+        PATIENCE.as_secs()
+    )
 }
 
-/// What `work` gives, or `None` if it takes longer. Then its thread goes on until the program ends.
+/// What `work` gives, or `None` if it takes longer or cannot be started. If it takes longer, its thread goes
+/// on until the program ends.
 fn within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
     let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
+    let listening = thread::Builder::new().spawn(move || {
         // Nobody listens any more if it took too long.
         let _unheard = sender.send(work());
     });
+    // Without a thread more there is nobody to wait for.
+    drop(listening);
     receiver.recv_timeout(limit).ok()
 }
 

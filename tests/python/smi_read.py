@@ -168,6 +168,8 @@ def facts(gpu, row, processes, links, peers):
         "nvlinks": links,
         "p2p_read": peers,
     }
+    if isinstance(answers["ecc"], dict) and "error" in answers["ecc"]:
+        del answers["sram_threshold_exceeded"]  # without the mode it prints no counters
     reasons = value(row["reasons"], lambda text: int(text, 16))
     answers["clock_event_reasons"] = reasons if isinstance(reasons, dict) else [reasons, reasons]
     return {name: answer for name, answer in answers.items() if answer is not None}

@@ -100,7 +100,8 @@ fn mapped<T>(fact: &Fact<T>, value: impl Fn(&T) -> Value) -> Fact<Value> {
 #[test]
 fn nvidia_smi_prints_the_same_values_in_every_scenario() {
     let mut comparison = Comparison::with("nvidia-smi");
-    for name in quick() {
+    // A client of a newer driver cannot read the old one: its own client is asked, below.
+    for name in quick().into_iter().filter(|name| name != "old-driver") {
         let host = Host::named(&name);
         let ours = observed(&host).nvml;
         for series in SERIES {

@@ -34,11 +34,18 @@ fn read_all(paths: &[PathBuf]) -> Vec<Result<FactsFile, CliError>> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let threads = if paths.len() < MANY { 1 } else { processors };
     let share = paths.len().div_ceil(threads).max(1);
+    let read = |paths: &[PathBuf]| paths.iter().map(|path| read_facts(path)).collect::<Vec<_>>();
     thread::scope(|scope| {
-        let read = |paths: &[PathBuf]| paths.iter().map(|path| read_facts(path)).collect();
-        let parts: Vec<thread::ScopedJoinHandle<'_, Vec<_>>> =
-            paths.chunks(share).map(|paths| scope.spawn(move || read(paths))).collect();
-        parts.into_iter().flat_map(|part| part.join().expect("readers do not panic")).collect()
+        let start =
+            |paths| (paths, thread::Builder::new().spawn_scoped(scope, move || read(paths)));
+        let parts: Vec<_> = paths.chunks(share).map(start).collect();
+        let join = |(paths, part): (_, std::io::Result<thread::ScopedJoinHandle<'_, _>>)| match part
+        {
+            Ok(part) => part.join().expect("readers do not panic"),
+            // No more threads: then this one reads.
+            Err(_none) => read(paths),
+        };
+        parts.into_iter().flat_map(join).collect()
     })
 }
 
