@@ -19,6 +19,9 @@ const LARGEST: u64 = 2 << 30;
 /// Of a line so much is read; the rest is skipped.
 const LINE: u64 = 64 << 10;
 
+/// A time that is older than the one before by more belongs to another boot.
+const MOMENT_US: u64 = 1_000_000;
+
 /// What a file says.
 ///
 /// # Errors
@@ -127,9 +130,11 @@ impl Reader {
             return self.entry.set(name, value);
         }
         if let Some((time_us, message)) = text(line) {
-            // A clock that runs back, or the first words of a kernel: another boot.
+            // A clock that runs back, or the first words of a kernel: another boot. Processors may
+            // overtake each other by a moment.
             let time_us = time_us.unwrap_or(self.time_us);
-            if time_us < self.time_us || message.starts_with("Linux version ") {
+            let back_us = self.time_us.saturating_sub(time_us);
+            if MOMENT_US < back_us || message.starts_with("Linux version ") {
                 self.messages = Messages::default();
             }
             self.message(message, time_us);
@@ -194,15 +199,26 @@ fn text(line: &str) -> Option<(Option<u64>, &str)> {
         Some((_head, rest)) => (true, rest),
         None => (false, line.strip_prefix("kernel: ").unwrap_or(line)),
     };
-    if let Some((stamp, message)) = rest.strip_prefix('[').and_then(|rest| rest.split_once("] ")) {
-        if let Some(time) = seconds(stamp) {
-            return Some((Some(time), message));
+    if let Some((stamp, message)) = rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        // Some kernels name the thread or processor after the time: `[ 12.5][ T77] text`.
+        let caller = message.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+        let message = caller.map_or(message, |(_caller, message)| message).trim_start();
+        match seconds(stamp) {
+            Some(time) => return Some((Some(time), message)),
+            None if is_other_time(stamp) => return Some((None, message)),
+            None => {}
         }
-        // `dmesg -T` has a date there.
-        return Some((None, message));
     }
     let is_bare = of_kernel || rest.len() < line.len() || rest.starts_with("NVRM: ");
     is_bare.then_some((None, rest))
+}
+
+/// A date, as `dmesg -T` writes it, or the time since the line before, as `dmesg -d` does. Neither is used.
+fn is_other_time(stamp: &str) -> bool {
+    let year = stamp.rsplit(' ').next().unwrap_or("");
+    let is_date =
+        stamp.contains(':') && year.len() == 4 && year.bytes().all(|b| b.is_ascii_digit());
+    is_date || stamp.trim().strip_prefix('+').is_some_and(|rest| seconds(rest).is_some())
 }
 
 /// `123.456789` in microseconds.
@@ -256,6 +272,7 @@ mod tests {
             format!("{bytes}\n").into_bytes(),
             format!("4,77,12500000,-;{XID}\n").into_bytes(),
             format!("[   12.500000] {XID}\n").into_bytes(),
+            format!("[   12.500000][   T77] {XID}\n").into_bytes(),
             format!("Nov 24 10:10:29 node1 kernel: [   12.500000] {XID}\r\n").into_bytes(),
         ] {
             let log = log(&content).unwrap();
@@ -265,6 +282,7 @@ mod tests {
         }
         for content in [
             format!("[Mon Nov 24 10:10:29 2026] {XID}\n"),
+            format!("[  +0.000316] {XID}\n"),
             format!("Nov 24 10:10:29 node1 kernel: {XID}\n"),
             format!("kernel: {XID}\n"),
             format!("{XID}\n"),
@@ -287,7 +305,7 @@ mod tests {
         let xid =
             |time: &str, code: u32| format!("[{time}] NVRM: Xid (PCI:0000:3b:00): {code}, x\n");
         assert_eq!(codes(xid("99.000000", 79) + &xid(" 3.000000", 31)), [31]);
-        assert_eq!(codes(xid("99.000000", 79) + &xid("99.000000", 31)), [79, 31]);
+        assert_eq!(codes(xid("99.000000", 79) + &xid("98.999990", 31)), [79, 31]);
         let reboot = "Nov 24 10:11:00 node1 kernel: Linux version 6.8.0-45-generic\n";
         let line =
             |code| format!("Nov 24 10:10:29 node1 kernel: NVRM: Xid (PCI:0000:3b:00): {code}, x\n");
@@ -299,7 +317,10 @@ mod tests {
 
     #[test]
     fn what_is_no_kernel_log_is_refused() {
-        for content in ["", "hello\n", "{}\n", "{\"MESSAGE\": 3}\n", "[[[[\n", "MESSAGE\n\u{1}"] {
+        let training = "[INFO] step 1\n[rank0]: loss 3\n";
+        for content in
+            ["", "hello\n", training, "{}\n", "{\"MESSAGE\": 3}\n", "[[[[\n", "MESSAGE\n\u{1}"]
+        {
             let error = log(content.as_bytes()).unwrap_err();
             assert!(error.to_string().contains("no line of a kernel"), "{content:?}: {error}");
         }

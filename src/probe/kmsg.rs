@@ -152,14 +152,16 @@ impl KernelLogFollower {
 
     /// Takes bytes, which may be a part of a record or several of them.
     fn take(&mut self, bytes: &[u8]) {
-        self.rest.extend_from_slice(bytes);
-        let end = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let mut rest = self.rest.split_off(end);
-        if LONGEST < rest.len() {
-            // No record is that long: this one is thrown away up to its end.
-            rest.clear();
-        }
-        let whole = mem::replace(&mut self.rest, rest);
+        let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else {
+            self.rest.extend_from_slice(bytes);
+            if LONGEST < self.rest.len() {
+                // No record is that long: this one is thrown away up to its end.
+                self.rest.clear();
+            }
+            return;
+        };
+        let mut whole = mem::replace(&mut self.rest, bytes[end + 1..].to_vec());
+        whole.extend_from_slice(&bytes[..=end]);
         String::from_utf8_lossy(&whole).lines().for_each(|line| self.line(line));
     }
 

@@ -30,13 +30,12 @@ pub(super) fn snapshot(
             .hint("--sysroot must be the root of a file tree, with proc and sys in it"));
     }
     let kernel_log = args.kernel_log.as_deref().map(kernel_log).transpose()?;
-    let program = std::env::current_exe()?;
-    let beside = program.with_file_name("qvl-train");
-    let trainer = args.trainer.clone().or_else(|| beside.exists().then_some(beside));
+    let program = itself();
+    let trainer = args.trainer.clone().or_else(|| beside(program.as_deref()));
     let hashes = args.save_facts.is_some();
     let official = (args.asked.stack() == Stack::Official)
         .then(|| probe::Official { python: args.python.clone(), script: args.script.clone() });
-    let (reach, program) = (args.reach.clone(), Some(program));
+    let reach = args.reach.clone();
     let driver =
         probe::Options { program, reach, official, kernel_log, ..probe::Options::default() };
     let options = probe::Options { root, trainer, folders, hashes, ..driver };
@@ -53,6 +52,16 @@ pub(super) fn snapshot(
         })?;
     }
     Ok(Snapshot { nodes: BTreeMap::from([(node, facts)]), expected })
+}
+
+/// This program's file, which asks the driver; without `/proc` nobody knows it, and the driver is not asked.
+fn itself() -> Option<PathBuf> {
+    std::env::current_exe().ok()
+}
+
+/// The trainer beside it.
+fn beside(program: Option<&Path>) -> Option<PathBuf> {
+    program.map(|program| program.with_file_name("qvl-train")).filter(|trainer| trainer.exists())
 }
 
 /// A log that was saved, as a fact.
@@ -80,11 +89,9 @@ pub(super) fn saved_or_own(
     if !saved.is_empty() {
         return Ok(Snapshot { nodes: replay::nodes(saved)?, ..Snapshot::default() });
     }
-    let program = std::env::current_exe()?;
-    let beside = program.with_file_name("qvl-train");
-    let trainer = beside.exists().then_some(beside);
-    let options =
-        probe::Options { program: Some(program), trainer, folders, ..probe::Options::default() };
+    let program = itself();
+    let trainer = beside(program.as_deref());
+    let options = probe::Options { program, trainer, folders, ..probe::Options::default() };
     let facts = probe::node(&options);
     let nodes = BTreeMap::from([(probe::name(&facts), facts)]);
     Ok(Snapshot { nodes, ..Snapshot::default() })
