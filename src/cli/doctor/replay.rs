@@ -34,19 +34,23 @@ fn read_all(paths: &[PathBuf]) -> Vec<Result<FactsFile, CliError>> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let threads = if paths.len() < MANY { 1 } else { processors };
     let share = paths.len().div_ceil(threads).max(1);
-    let read = |paths: &[PathBuf]| paths.iter().map(|path| read_facts(path)).collect::<Vec<_>>();
     thread::scope(|scope| {
-        let start =
-            |paths| (paths, thread::Builder::new().spawn_scoped(scope, move || read(paths)));
-        let parts: Vec<_> = paths.chunks(share).map(start).collect();
-        let join = |(paths, part): (_, std::io::Result<thread::ScopedJoinHandle<'_, _>>)| match part
-        {
-            Ok(part) => part.join().expect("readers do not panic"),
-            // No more threads: then this one reads.
-            Err(_none) => read(paths),
-        };
-        parts.into_iter().flat_map(join).collect()
+        let start = |paths| thread::Builder::new().spawn_scoped(scope, move || read(paths));
+        let parts: Vec<_> = paths.chunks(share).map(|paths| (paths, start(paths))).collect();
+        let mut files = Vec::with_capacity(paths.len());
+        for (paths, part) in parts {
+            files.extend(match part {
+                Ok(part) => part.join().expect("readers do not panic"),
+                // No more threads: then this one reads.
+                Err(_none) => read(paths),
+            });
+        }
+        files
     })
+}
+
+fn read(paths: &[PathBuf]) -> Vec<Result<FactsFile, CliError>> {
+    paths.iter().map(|path| read_facts(path)).collect()
 }
 
 pub(super) fn read_facts(path: &Path) -> Result<FactsFile, CliError> {
