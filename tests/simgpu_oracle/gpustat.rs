@@ -83,7 +83,9 @@ fn gpustat_prints_the_same_values_in_every_scenario() {
     let alive = Alive::new();
     let mut comparison = Comparison::with("gpustat");
     for name in quick() {
-        let host = Host::new(&host::named(&name).replace("4242", &alive.0.id().to_string()));
+        // The other process must not be one of this machine.
+        let scenario = host::named(&name).replace("4242", &alive.0.id().to_string());
+        let host = Host::new(&scenario.replace("777", "99999999"));
         let ours = observed(&host).nvml;
         let theirs = in_gpustat(&host);
         if let NvmlState::Failed { code, .. } = ours.state.get().unwrap() {

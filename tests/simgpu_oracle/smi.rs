@@ -79,7 +79,7 @@ fn compare_gpu(comparison: &mut Comparison, place: &str, gpu: &GpuFacts, theirs:
         let fact = match key.as_str() {
             "index" => Fact::known(json!(gpu.index), ""),
             "memory" => memory(gpu),
-            "fabric_state" => mapped(&gpu.fabric, |fabric| json!(fabric.map(|f| f.state))),
+            "fabric_state" => mapped(&gpu.fabric, |fabric| json!(fabric.as_ref().map(|f| f.state))),
             "p2p_read" => {
                 mapped(&gpu.peers, |peers| peers.iter().map(|peer| json!(peer.p2p_read)).collect())
             }
