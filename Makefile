@@ -6,7 +6,7 @@ export PATH := $(QVL_CACHE)/go/bin:$(PATH)
 BUILD := $(or $(CARGO_TARGET_DIR),$(QVL_CACHE)/target)
 
 .PHONY: demo test lint bench bench-doctor bench-operator soak setup build check-cuda mutants digits-base
-.PHONY: licences advisories sbom setup-packages setup-data setup-python setup-schemas setup-cluster without-trainer
+.PHONY: licences advisories sbom setup-packages setup-data setup-python setup-schemas setup-nvidia-smi setup-cluster without-trainer
 .PHONY: cluster-build cluster-up cluster-down cluster-shell
 
 demo: setup-data build
@@ -49,7 +49,7 @@ advisories: target
 	tests/setup/tool cargo-deny 0.20.2
 	$(QVL_CACHE)/tools/bin/cargo-deny check advisories
 
-setup: setup-packages setup-data setup-python setup-schemas
+setup: setup-packages setup-data setup-python setup-schemas setup-nvidia-smi
 
 setup-packages:
 	tests/setup/packages
@@ -64,6 +64,10 @@ setup-python: setup-packages
 # What the reports of the doctor must fit.
 setup-schemas: setup-packages
 	tests/setup/schemas
+
+# NVIDIA's own client, which the simulated driver must satisfy.
+setup-nvidia-smi: setup-packages
+	tests/setup/nvidia-smi
 
 build: target
 	@echo "building qvl and qvl-train (optimised; about 6 minutes on two cores the first time)"

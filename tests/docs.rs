@@ -16,6 +16,7 @@ use qvl::{
     doctor::{
         KEYS, Label, Scope,
         fix::{Kind, REPAIRS},
+        xid::{self, Stance, XidAction},
     },
     wire::TrainerExit,
 };
@@ -240,6 +241,42 @@ fn the_keys_of_drift_are_those_of_the_source() {
             .unwrap();
     }
     assert_current("docs/drift.md", &text);
+}
+
+/// The part of the page after its introduction is made from the table.
+#[test]
+fn the_errors_of_the_driver_are_those_of_the_table() {
+    const BEGIN: &str = "## All codes\n";
+    let page =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/xid.md")).unwrap();
+    let introduction = page.split(BEGIN).next().unwrap();
+    let mut text = format!(
+        "{introduction}{BEGIN}\nMade from the table. In the last column: who says the same as `xid-seen`, in their own word, and who does\n\
+         not.\n\n| code | name | meaning | NVIDIA: at once, then | most say | `xid-seen` | sources |\n|---|---|---|---|---|---|---|\n"
+    );
+    for line in xid::all() {
+        let (verdict, stance) = match line.action {
+            XidAction::Block => ("blocks", Stance::Stop),
+            XidAction::BlockUnlessDecoded => ("blocks unless `Nonfatal`", Stance::Stop),
+            XidAction::FollowAction => ("follows the action", Stance::Stop),
+            XidAction::Warn => ("warns", Stance::Watch),
+            XidAction::WarnUnused => ("warns: not in use", Stance::Watch),
+            XidAction::WarnIfRemapPending => ("warns if a remap is pending", Stance::Watch),
+            XidAction::InfoIfSympathetic => ("warns if alone", Stance::Watch),
+            XidAction::InfoWarnIfThreeProcesses => ("warns at 3 processes a day", Stance::Watch),
+            XidAction::Info => ("nothing", Stance::Ignore),
+        };
+        let (first, then) = (line.nvidia_action, line.nvidia_investigate);
+        let name = line.mnemonic.replace('|', "/");
+        let (code, meaning, others) = (line.xid, line.description, line.dissent(stance));
+        let most = line.majority().map_or("-", Stance::name);
+        writeln!(
+            text,
+            "| {code} | {name} | {meaning} | {first}, {then} | {most} | {verdict} | {others} |"
+        )
+        .unwrap();
+    }
+    assert_current("docs/xid.md", &text);
 }
 
 #[test]

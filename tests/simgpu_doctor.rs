@@ -130,3 +130,13 @@ fn a_call_that_hangs_is_named_after_five_seconds() {
     let report = expect("hung-call", 2, &[("driver-hang", "fail")]);
     assert!(report.contains("nvmlDeviceGetTemperature of GPU 1"), "{report}");
 }
+
+#[test]
+fn the_faults_of_single_gpus_are_found() {
+    expect("row-remap-pending", 8, &[("row-remap-pending", "fail"), ("row-remap-failed", "pass")]);
+    expect("row-remap-failed", 4, &[("row-remap-failed", "fail"), ("row-remap-pending", "pass")]);
+    expect("throttled", 8, &[("hw-throttle", "fail"), ("power-cap", "warn")]);
+    expect("nvlink-down", 4, &[("nvlink-inactive", "fail")]);
+    expect("ecc-pending", 4, &[("ecc-mode", "warn")]);
+    expect("mixed-gpus", 4, &[("memory-skew", "warn")]);
+}

@@ -65,6 +65,10 @@ pub struct DoctorArgs {
     /// Repair only what this check finds. May be given several times.
     #[arg(long, requires = "fix", value_name = "ID")]
     only: Vec<String>,
+    /// Read the kernel log from this file instead of /dev/kmsg: text of dmesg or syslog, or what
+    /// `journalctl -k` writes with `-o export` or `-o json`. Only its last boot counts.
+    #[arg(long, value_name = "FILE", conflicts_with = "facts")]
+    kernel_log: Option<PathBuf>,
     /// Form of the report; a plan of repairs is text or JSON.
     #[arg(long, value_enum, default_value_t = Form::Text)]
     format: Form,
@@ -98,7 +102,7 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "FILE")]
     script: Option<PathBuf>,
     /// Judge the nodes of the cluster by the reports of their agents.
-    #[arg(long, conflicts_with_all = ["facts", "save_facts", "sysroot"])]
+    #[arg(long, conflicts_with_all = ["facts", "save_facts", "sysroot", "kernel_log"])]
     cluster: bool,
     /// Wait so long until all nodes have reported, as in `2m`.
     #[arg(long, value_name = "TIME", requires = "cluster", value_parser = cluster::launch::duration)]

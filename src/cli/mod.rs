@@ -9,6 +9,7 @@ mod data;
 mod doctor;
 mod error;
 mod home;
+mod input;
 mod jobs;
 mod launch;
 mod logs;

@@ -26,6 +26,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 pub mod why;
+pub mod xid;
 
 pub use causes::{Cause, causes};
 pub use change::{Action, Ask, Change, Choice, Excluded, Hindrance, Remedy, Shape, remedy};

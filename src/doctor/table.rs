@@ -137,77 +137,9 @@ pub(super) fn is_data_center(name: &str) -> bool {
     !["GeForce", "TITAN", "Quadro", "RTX"].iter().any(|mark| name.contains(mark))
 }
 
-/// What to do about an XID that was seen since boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum XidAction {
-    Block,
-    /// Block unless the sub-code says that it is not fatal.
-    BlockUnlessDecoded,
-    /// The message names the action.
-    FollowAction,
-    Warn,
-    WarnIfRemapPending,
-    /// Nothing when it follows another XID, else a warning.
-    InfoIfSympathetic,
-    /// Nothing, but a warning when three processes were hit.
-    InfoWarnIfThreeProcesses,
-    Info,
-    /// The catalog does not use the code.
-    WarnUnused,
-}
-
-/// One line of `xid.tsv`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct XidLine<'a> {
-    pub(super) xid: u32,
-    pub(super) description: &'a str,
-    pub(super) nvidia_action: &'a str,
-    pub(super) action: XidAction,
-}
-
-/// XIDs with NVIDIA's action and four other policies, so that a reader sees who says what.
-/// Columns and sources are explained in `docs/xid.md`.
-const XIDS: &str = include_str!("data/xid.tsv");
-
-/// The table's line for a code; `None` if the table does not have it.
-pub(super) fn xid(code: u32) -> Option<XidLine<'static>> {
-    XIDS.lines().skip(1).filter_map(xid_line).find(|line| line.xid == code)
-}
-
-fn xid_line(line: &'static str) -> Option<XidLine<'static>> {
-    let columns: Vec<&str> = line.split('\t').collect();
-    let action = match *columns.get(9)? {
-        "BLOCK" => XidAction::Block,
-        "BLOCK_UNLESS_DECODED_NONFATAL" => XidAction::BlockUnlessDecoded,
-        "FOLLOW_ACTION" => XidAction::FollowAction,
-        "WARN" => XidAction::Warn,
-        "WARN_IF_REMAP_PENDING" => XidAction::WarnIfRemapPending,
-        "INFO_IF_SYMPATHETIC_ELSE_WARN" => XidAction::InfoIfSympathetic,
-        "INFO_WARN_IF_3_PIDS" => XidAction::InfoWarnIfThreeProcesses,
-        "INFO" => XidAction::Info,
-        "WARN_UNUSED_CODE" => XidAction::WarnUnused,
-        _ => return None,
-    };
-    Some(XidLine {
-        xid: columns.first()?.parse().ok()?,
-        description: columns.get(2)?,
-        nvidia_action: columns.get(3)?,
-        action,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_line_of_the_xid_table_is_understood() {
-        let lines: Vec<_> = XIDS.lines().skip(1).filter_map(xid_line).collect();
-        assert_eq!(lines.len(), 172);
-        assert!(lines.iter().zip(1..).all(|(line, code)| line.xid == code));
-        let blocking = lines.iter().filter(|line| line.action == XidAction::Block).count();
-        assert_eq!(blocking, 26);
-    }
 
     /// Every table names its source and date, and has as many columns in each row as names.
     #[test]

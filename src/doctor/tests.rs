@@ -8,6 +8,7 @@ mod mutations_network;
 mod mutations_official;
 mod repairs;
 mod traps;
+mod xids;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -6,7 +6,7 @@
 //! child says each call before it makes it: the last one is the one that hangs.
 
 use std::{
-    io::{self, BufRead, BufReader},
+    io::{self, BufRead, BufReader, Read},
     path::Path,
     process::{Child, Command, Stdio},
     sync::{
@@ -25,6 +25,13 @@ use super::{Progress, cuda, nvml};
 const SILENCE: Duration = Duration::from_secs(5);
 /// Longest time in all, for drivers that are slow at every call.
 const LONGEST: Duration = Duration::from_secs(30);
+
+/// A killed process is gone in less, in milliseconds.
+const DEATH_MS: u64 = 5_000;
+/// Where a process hangs that does not.
+const END: &str = "its end";
+/// A line of the child is shorter: facts of sixteen GPUs take about 100 KB.
+const LINE: u64 = 16 << 20;
 
 /// A library of the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,25 +164,43 @@ impl Question {
         let lines = lines(&mut child);
         let answer = listen(&lines, silence);
         // A process that hangs in the kernel dies only when its call returns, if ever: it is
-        // not waited for then.
+        // not waited for then. It may hang at its end, too, where it closes the driver.
         let _dead_already = child.kill();
+        let library = self.library;
         match answer {
             Ok(json) => {
-                let _reaped = child.wait();
+                let _status = reap(&STUCK, library, child);
                 serde_json::from_str(&json).map_err(|error| crashed(error.to_string()))
             }
             Err(Heard::Silent { call, after_ms }) => {
-                let (library, since) = (self.library, Instant::now());
-                let one = Stuck { library, child, call: call.clone(), since };
-                STUCK.lock().unwrap_or_else(PoisonError::into_inner).push(one);
+                keep(&STUCK, library, child, &call);
                 Err(Silence::Hung { call, after_ms })
             }
-            Err(Heard::Ended { call }) => {
-                let status = child.wait().map_or_else(|e| e.to_string(), |s| s.to_string());
-                Err(crashed(format!("{status} in {call}")))
-            }
+            Err(Heard::Ended { call }) => match reap(&STUCK, library, child) {
+                Some(status) => Err(crashed(format!("{status} in {call}"))),
+                None => Err(Silence::Hung { call: END.to_owned(), after_ms: DEATH_MS }),
+            },
         }
     }
+}
+
+/// How a killed child ended; one that does not end is kept among those that hang.
+fn reap(all: &Mutex<Vec<Stuck>>, library: DriverLibrary, mut child: Child) -> Option<String> {
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_millis(DEATH_MS) {
+        match child.try_wait() {
+            Ok(Some(status)) => return Some(status.to_string()),
+            Ok(None) => thread::sleep(Duration::from_millis(1)),
+            Err(error) => return Some(error.to_string()),
+        }
+    }
+    keep(all, library, child, END);
+    None
+}
+
+fn keep(all: &Mutex<Vec<Stuck>>, library: DriverLibrary, child: Child, call: &str) {
+    let one = Stuck { library, child, call: call.to_owned(), since: Instant::now() };
+    all.lock().unwrap_or_else(PoisonError::into_inner).push(one);
 }
 
 enum Heard {
@@ -186,13 +211,20 @@ enum Heard {
 fn lines(child: &mut Child) -> Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     if let Some(stdout) = child.stdout.take() {
-        thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
+        let listening = thread::Builder::new().spawn(move || {
+            let mut stdout = BufReader::new(stdout);
+            let mut line = String::new();
+            // What is longer or no text is no answer: the sender goes, and the child counts as ended.
+            while stdout.by_ref().take(LINE).read_line(&mut line).is_ok_and(|bytes| 0 < bytes) {
+                let Some(whole) = line.strip_suffix('\n') else { break };
+                if sender.send(whole.to_owned()).is_err() {
                     break;
                 }
+                line.clear();
             }
         });
+        // Without a thread more nobody listens, and the child counts as ended.
+        drop(listening);
     }
     receiver
 }
@@ -294,6 +326,38 @@ mod tests {
             thread::sleep(Duration::from_millis(5));
         }
         assert!(all.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_no_answer_is_a_crash_and_not_a_fact() {
+        for script in [
+            "echo answer {}",
+            "echo answer null",
+            "echo 'answer {\"state\": 7}'",
+            "printf 'answer {'",
+            "head -c 20000000 /dev/zero",
+            "exit 0",
+        ] {
+            let program = program(script);
+            let silence = start(&program, DriverLibrary::Nvml).answer::<NvmlFacts>().unwrap_err();
+            assert!(matches!(silence, Silence::Crashed { .. }), "{script}: {silence:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_does_not_die_is_not_waited_for() {
+        // Never killed, it stands for one that hangs in the kernel.
+        let child = Command::new("sleep").arg("600").spawn().unwrap();
+        let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+        let (all, begin) = (Mutex::new(Vec::new()), Instant::now());
+        assert_eq!(reap(&all, DriverLibrary::Cuda, child), None);
+        assert!(begin.elapsed() < Duration::from_millis(2 * DEATH_MS));
+        let silence = stuck(&all, DriverLibrary::Cuda);
+        assert!(matches!(silence, Some(Silence::Hung { call, .. }) if call == END));
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).unwrap();
+        while stuck(&all, DriverLibrary::Cuda).is_some() {
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[test]

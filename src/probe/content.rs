@@ -8,6 +8,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
+use super::files;
 use crate::facts::Weights;
 
 /// Files up to this size are hashed; of larger ones the size counts.
@@ -46,7 +47,7 @@ pub(super) fn of(path: &Path) -> Content {
         if *bytes <= SMALL && *bytes <= budget {
             budget -= bytes;
             let file = if name.is_empty() { path.to_owned() } else { path.join(name) };
-            hash.update(fs::read(file).unwrap_or_default());
+            hash.update(files::bytes(&file).unwrap_or_default());
         }
     }
     let digest: String = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
@@ -76,7 +77,7 @@ pub(super) fn weights(folder: &Path) -> Weights {
 }
 
 fn is_pointer(path: &Path) -> bool {
-    fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"version https://git-lfs"))
+    files::bytes(path).is_ok_and(|bytes| bytes.starts_with(b"version https://git-lfs"))
 }
 
 /// Files that an index of weights names; one that is not JSON names none.
@@ -85,7 +86,7 @@ fn index(path: &Path) -> Vec<String> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let bytes = fs::read(path).unwrap_or_default();
+    let bytes = files::bytes(path).unwrap_or_default();
     let index = serde_json::from_slice::<Index>(&bytes);
     index.map(|index| index.weight_map.into_values().collect()).unwrap_or_default()
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     io::Read,
     path::{Path, PathBuf},
 };
@@ -14,7 +13,7 @@ use object::{
 };
 use sha2::{Digest, Sha256};
 
-use super::{Options, fatbin, libraries::Search};
+use super::{Options, fatbin, files, libraries::Search};
 use crate::facts::{Fact, Library, Needed, PtxModule, TrainerFacts, TrainerFile};
 
 const FROM: &str = "ELF file of the trainer";
@@ -97,7 +96,7 @@ fn unread(why: &str, search: &Search) -> TrainerFacts {
 
 /// Reads only the sections that it needs: with debug information the file is large.
 fn read(path: &Path) -> Result<Contents, String> {
-    let file = File::open(path).map_err(|error| error.to_string())?;
+    let file = files::open(path).map_err(|error| error.to_string())?;
     let cache = ReadCache::new(file);
     let elf = ElfFile64::<Endianness, _>::parse(&cache).map_err(|error| error.to_string())?;
     let section = |name: &str| -> Result<&[u8], String> {
@@ -174,7 +173,7 @@ pub(super) fn host_glibc(search: &Search) -> Fact<Option<String>> {
     const FROM: &str = "symbol versions of libc.so.6";
     let Some(path) = search.find("libc.so.6") else { return Fact::known(None, FROM) };
     let strings = || -> Result<Option<String>, String> {
-        let file = File::open(&path).map_err(|error| error.to_string())?;
+        let file = files::open(&path).map_err(|error| error.to_string())?;
         let cache = ReadCache::new(file);
         let elf = ElfFile64::<Endianness, _>::parse(&cache).map_err(|error| error.to_string())?;
         let Some(section) = elf.section_by_name(".dynstr") else { return Ok(None) };
@@ -258,7 +257,7 @@ fn nccl(options: &Options, search: &Search) -> Fact<Vec<Library>> {
 }
 
 fn sha256(path: &Path) -> std::io::Result<String> {
-    let mut file = File::open(path)?;
+    let mut file = files::open(path)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {

@@ -15,8 +15,10 @@ use crate::facts::{Fact, FaultKind, KernelFault, KernelLog, XidEvent};
 const FROM: &str = "/dev/kmsg";
 /// Records of the kernel fit into this.
 const RECORD: usize = 8192;
-/// More than any ring buffer holds.
-const RECORDS: usize = 1_000_000;
+/// A record that is read in several parts is not longer.
+const LONGEST: usize = 8 * RECORD;
+/// More than any ring buffer holds, which is 32 MiB with the largest usual setting.
+const BYTES: u64 = 256 << 20;
 /// A log that never stops must not fill the memory: so many messages of one kind are kept, the
 /// newest, each so long.
 const KEPT_OF_A_KIND: usize = 32;
@@ -54,11 +56,18 @@ pub struct KernelLogFollower {
     rest: Vec<u8>,
     /// Sequence number of the last record.
     last: Option<u64>,
-    log: KernelLog,
+    messages: Messages,
     /// Why nothing can be read.
     error: Option<String>,
-    xids: BTreeMap<u32, u64>,
     lost: u64,
+}
+
+/// Messages of the kernel, of which those about trouble are kept.
+#[derive(Debug, Default)]
+pub(super) struct Messages {
+    pub(super) log: KernelLog,
+    /// XIDs by code, all of them.
+    xids: BTreeMap<u32, u64>,
 }
 
 impl KernelLogFollower {
@@ -69,9 +78,8 @@ impl KernelLogFollower {
             file: None,
             rest: Vec::new(),
             last: None,
-            log: KernelLog::default(),
+            messages: Messages::default(),
             error: Some("not read yet".to_owned()),
-            xids: BTreeMap::new(),
             lost: 0,
         }
     }
@@ -79,7 +87,7 @@ impl KernelLogFollower {
     /// Reads what is new. Says whether that is trouble, or whether the log can no longer be read,
     /// or can be read again.
     pub fn poll(&mut self) -> bool {
-        let before = (self.log.clone(), self.error.is_some());
+        let before = (self.messages.log.clone(), self.error.is_some());
         match self.read() {
             Ok(()) => self.error = None,
             Err(error) => {
@@ -91,20 +99,20 @@ impl KernelLogFollower {
                 self.error = Some(format!("{error}{hint}"));
             }
         }
-        before != (self.log.clone(), self.error.is_some())
+        before != (self.messages.log.clone(), self.error.is_some())
     }
 
     /// What was read so far.
     pub fn log(&self) -> Fact<KernelLog> {
         match &self.error {
-            None => Fact::known(self.log.clone(), FROM),
+            None => Fact::known(self.messages.log.clone(), FROM),
             Some(why) => Fact::unread(why, FROM),
         }
     }
 
     /// XIDs by code, all that were read.
     pub const fn xids(&self) -> &BTreeMap<u32, u64> {
-        &self.xids
+        &self.messages.xids
     }
 
     /// Records that the kernel overwrote before they were read.
@@ -119,26 +127,41 @@ impl KernelLogFollower {
             self.file = Some(options.open(&self.path)?);
         }
         let mut record = vec![0; RECORD];
-        for _record in 0..RECORDS {
-            let Some(file) = &mut self.file else { break };
+        let mut bytes = 0;
+        while let Some(file) = &mut self.file {
             match file.read(&mut record) {
                 Ok(0) => break,
-                Ok(length) => self.take(&record[..length]),
+                Ok(length) => {
+                    bytes += length as u64;
+                    self.take(&record[..length]);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 // EPIPE: a record was overwritten while we read; the next read goes on after it.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
                 Err(error) => return Err(error),
             }
+            if BYTES < bytes {
+                let what = format!("more than {} MiB, which no kernel log is", BYTES >> 20);
+                return Err(std::io::Error::new(ErrorKind::FileTooLarge, what));
+            }
         }
-        Ok(())
+        // A kernel has said something; a file without any record is no kernel log.
+        let nothing = || std::io::Error::new(ErrorKind::InvalidData, "there is no record in it");
+        self.last.map(|_sequence| ()).ok_or_else(nothing)
     }
 
     /// Takes bytes, which may be a part of a record or several of them.
     fn take(&mut self, bytes: &[u8]) {
-        self.rest.extend_from_slice(bytes);
-        let end = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let rest = self.rest.split_off(end);
-        let whole = mem::replace(&mut self.rest, rest);
+        let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else {
+            self.rest.extend_from_slice(bytes);
+            if LONGEST < self.rest.len() {
+                // No record is that long: this one is thrown away up to its end.
+                self.rest.clear();
+            }
+            return;
+        };
+        let mut whole = mem::replace(&mut self.rest, bytes[end + 1..].to_vec());
+        whole.extend_from_slice(&bytes[..=end]);
         String::from_utf8_lossy(&whole).lines().for_each(|line| self.line(line));
     }
 
@@ -156,6 +179,12 @@ impl KernelLogFollower {
             self.lost += sequence - last - 1;
         }
         self.last = Some(sequence);
+        self.messages.take(message, time_us);
+    }
+}
+
+impl Messages {
+    pub(super) fn take(&mut self, message: &str, time_us: u64) {
         if let Some(event) = xid(message, time_us) {
             *self.xids.entry(event.xid).or_default() += 1;
             self.log.xids.push(event);
@@ -278,6 +307,28 @@ mod tests {
         fs::rename(root.path().join("gone"), &path).unwrap();
         assert!(follower.poll());
         assert_eq!(follower.log().value().unwrap().faults.len(), 1);
+    }
+
+    #[test]
+    fn what_is_no_kernel_log_is_unread() {
+        for text in ["", "hello\n", "a;b\n1,2;3\n", "\0\0\n"] {
+            let (mut follower, _file, _root) = follow(text);
+            follower.poll();
+            let why = follower.log().get().unwrap_err().why.clone();
+            assert!(why.contains("no record"), "{text:?}: {why}");
+        }
+    }
+
+    /// A sparse file of two gigabytes without an end of a line.
+    #[test]
+    fn a_huge_file_costs_neither_memory_nor_minutes() {
+        let (mut follower, file, _root) = follow("6,0,1,-;hello\n");
+        file.set_len(2 << 30).unwrap();
+        let begin = std::time::Instant::now();
+        follower.poll();
+        assert!(begin.elapsed() < std::time::Duration::from_secs(20), "{:?}", begin.elapsed());
+        assert!(follower.rest.capacity() < 4 * LONGEST, "{}", follower.rest.capacity());
+        assert!(follower.log().get().unwrap_err().why.contains("256 MiB"));
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Where the loader looks for libraries: ld.so(8), without its cache.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
 
-use super::Options;
+use super::{Options, files};
 
 /// The loader's folders, in its order.
 pub(super) struct Search {
@@ -18,7 +18,7 @@ impl Search {
         let given = variables.and_then(|variables| variables.get("LD_LIBRARY_PATH"));
         let given = given.map_or("", String::as_str).split(':').filter(|path| !path.is_empty());
         let mut folders: Vec<PathBuf> = given.map(|path| options.at(path)).collect();
-        let configured = configured(options, &options.at("/etc/ld.so.conf"), 0);
+        let configured = configured(options, &options.at("/etc/ld.so.conf"), &mut BTreeSet::new());
         let arch = std::env::consts::ARCH;
         let standard = [
             format!("/lib/{arch}-linux-gnu"),
@@ -74,20 +74,22 @@ impl Search {
 }
 
 /// Folders of ld.so.conf and the files that it includes.
-fn configured(options: &Options, file: &Path, depth: usize) -> Vec<PathBuf> {
-    let Ok(text) = fs::read_to_string(file) else { return Vec::new() };
+fn configured(options: &Options, file: &Path, seen: &mut BTreeSet<PathBuf>) -> Vec<PathBuf> {
+    // Files may include themselves, and each other.
+    if !seen.insert(file.to_owned()) {
+        return Vec::new();
+    }
+    let Ok(text) = files::text(file) else { return Vec::new() };
     let mut folders = Vec::new();
     for line in text.lines().map(|line| line.split('#').next().unwrap_or("").trim()) {
         if let Some(pattern) = line.strip_prefix("include ") {
-            // Every distribution includes `FOLDER/*.conf`; a deeper nest is a loop.
+            // Every distribution includes `FOLDER/*.conf`.
             let Some((folder, _stars)) = pattern.trim().rsplit_once('/') else { continue };
             let entries = fs::read_dir(options.at(folder)).into_iter().flatten().flatten();
             let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
             files.retain(|path| path.extension().is_some_and(|extension| extension == "conf"));
             files.sort();
-            if depth < 4 {
-                folders.extend(files.iter().flat_map(|file| configured(options, file, depth + 1)));
-            }
+            folders.extend(files.iter().flat_map(|file| configured(options, file, seen)));
         } else if !line.is_empty() {
             folders.push(options.at(line));
         }

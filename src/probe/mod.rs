@@ -10,8 +10,10 @@ mod content;
 pub mod cuda;
 mod elf;
 mod fatbin;
+mod files;
 mod gpu;
 mod host;
+mod kernel_file;
 mod kmsg;
 mod libraries;
 mod names;
@@ -32,6 +34,7 @@ use std::path::{Path, PathBuf};
 
 pub use calls::Progress;
 pub use child::{DriverLibrary, persistence, serve, serve_persistence};
+pub use kernel_file::read_kernel_log;
 pub use kmsg::KernelLogFollower;
 
 use crate::facts::{
@@ -58,7 +61,7 @@ pub struct Options {
     pub reach: Vec<String>,
     /// The official stack, if it is the one that will run.
     pub official: Option<Official>,
-    /// The kernel log, if somebody follows it already; else it is read from its begin.
+    /// The kernel log, if somebody follows it already or saved it; else it is read from its begin.
     pub kernel_log: Option<Fact<KernelLog>>,
 }
 
@@ -98,8 +101,7 @@ impl Options {
 
     /// Text of a file; the error names the reason only, the caller knows the file.
     fn text(&self, path: &str) -> Result<String, String> {
-        let bytes = std::fs::read(self.at(path)).map_err(|error| error.to_string())?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        files::text(&self.at(path)).map_err(|error| error.to_string())
     }
 }
 

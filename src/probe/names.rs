@@ -35,16 +35,20 @@ pub(super) fn master(variables: Option<&BTreeMap<String, String>>) -> Fact<Optio
     Fact::known(Some(MasterAddress { name: name.clone(), addresses, error }), FROM)
 }
 
+/// A name with more addresses is not tried to its end: each may take the whole time.
+const ADDRESSES: usize = 4;
+
 /// Asks the resolver in a thread of its own, because it has no time limit.
 fn resolve(name: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     let (sender, receiver) = mpsc::channel();
     let name = name.to_owned();
-    thread::spawn(move || {
+    let asked = thread::Builder::new().spawn(move || {
         let found = (name.as_str(), port).to_socket_addrs();
         let found = found.map(Iterator::collect).map_err(|error| error.to_string());
         // Nobody listens any more after the time limit.
         let _sent = sender.send(found);
     });
+    asked.map_err(|error| error.to_string())?;
     receiver
         .recv_timeout(RESOLVE)
         .unwrap_or_else(|_late| Err(format!("no answer within {} s", RESOLVE.as_secs())))
@@ -69,13 +73,13 @@ pub(super) fn reach(targets: &[String]) -> Fact<Vec<Reach>> {
         .iter()
         .cloned()
         .map(|target| {
-            thread::spawn(move || {
+            thread::Builder::new().spawn(move || {
                 let result = connect(&target);
                 Reach { target, result }
             })
         })
         .collect();
-    let ended: Option<Vec<Reach>> = tries.into_iter().map(|one| one.join().ok()).collect();
+    let ended: Option<Vec<Reach>> = tries.into_iter().map(|one| one.ok()?.join().ok()).collect();
     Fact::from_result(ended.ok_or("a thread that connects has ended"), FROM)
 }
 
@@ -92,7 +96,7 @@ fn connect(target: &str) -> Reached {
         Err(error) => return failed(error),
     };
     let mut last = "the name has no address".to_owned();
-    for address in addresses {
+    for address in addresses.into_iter().take(ADDRESSES) {
         match TcpStream::connect_timeout(&address, CONNECT) {
             Ok(_stream) => return Reached::Connected,
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Reached::Refused,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, net::TcpListener, path::Path};
 
-use super::{OTHER_ROOT, Options, host, names, rdma, text};
+use super::{OTHER_ROOT, Options, files, host, names, rdma, text};
 use crate::facts::{Fact, Interface, InterfaceCounters, NetworkFacts, PortState};
 
 pub(super) fn network(
@@ -89,7 +89,7 @@ fn counters(folder: &Path) -> Option<InterfaceCounters> {
 }
 
 pub(super) fn read(path: &Path) -> Option<String> {
-    Some(fs::read_to_string(path).ok()?.trim().to_owned())
+    files::word(path)
 }
 
 fn addresses() -> nix::Result<BTreeMap<String, Vec<String>>> {

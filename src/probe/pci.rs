@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Options, host, libraries::Search, ranges, text};
+use super::{Options, files, host, libraries::Search, ranges, text};
 use crate::facts::{
     Acs, AerCounts, Bridge, DeviceNode, DriverFacts, Fact, KernelModule, PciGpu, PciState, PcieLink,
 };
@@ -49,7 +49,7 @@ fn pci_states(options: &Options) -> Fact<Vec<PciState>> {
 }
 
 fn read(path: &Path) -> Option<String> {
-    Some(fs::read_to_string(path).ok()?.trim().to_owned())
+    files::word(path)
 }
 
 fn state(folder: &Path) -> Option<PciState> {
@@ -124,7 +124,7 @@ fn bridges(device: &Path) -> Vec<Bridge> {
         .take_while(|folder| folder.join("config").exists())
         .map(|folder| Bridge {
             address: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            acs: fs::read(folder.join("config")).map_or(Acs::Hidden, |config| acs(&config)),
+            acs: files::bytes(&folder.join("config")).map_or(Acs::Hidden, |config| acs(&config)),
         })
         .collect()
 }
@@ -191,7 +191,7 @@ fn gpu(folder: &Path) -> Option<PciGpu> {
         return None;
     }
     let device = read(&folder.join("device")).unwrap_or_default();
-    let config = fs::read(folder.join("config")).unwrap_or_default();
+    let config = files::bytes(&folder.join("config")).unwrap_or_default();
     let real = folder.canonicalize().ok();
     Some(PciGpu {
         address: folder.file_name()?.to_string_lossy().into_owned(),
@@ -205,8 +205,8 @@ fn gpu(folder: &Path) -> Option<PciGpu> {
 
 fn width(folder: &Path) -> Option<PcieLink> {
     let lanes = |file: &str| {
-        let text = fs::read_to_string(folder.join(file)).ok()?;
-        text.trim().parse::<u32>().ok().filter(|lanes| (1..=32).contains(lanes))
+        let text = files::word(&folder.join(file))?;
+        text.parse::<u32>().ok().filter(|lanes| (1..=32).contains(lanes))
     };
     Some(PcieLink { current: lanes("current_link_width")?, max: lanes("max_link_width")? })
 }

@@ -2,10 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::Path,
 };
 
+use super::files;
 use crate::facts::{CodeMark, DeepSpeedConfig, LaunchScript, Launcher};
 
 /// Value of something that the shell would have to run.
@@ -15,7 +15,7 @@ const COUNTED: u64 = 16 << 20;
 
 /// Reads a script and the files that it names.
 pub(super) fn read(path: &Path) -> Result<LaunchScript, String> {
-    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let text = files::text(path).map_err(|error| error.to_string())?;
     let (launcher, words) = command(&text)
         .ok_or("no line of it starts torchrun, deepspeed, accelerate or python with a .py file")?;
     let at = words.iter().position(|word| is_program(word)).ok_or("it names no .py file")?;
@@ -26,9 +26,9 @@ pub(super) fn read(path: &Path) -> Result<LaunchScript, String> {
         let near = [folder.join(name), folder.join("..").join(name)];
         near.into_iter().find(|path| path.is_file())
     };
-    let program = find(&words[at]).and_then(|path| fs::read_to_string(path).ok());
+    let program = find(&words[at]).and_then(|path| files::text(&path).ok());
     let config = options.get("deepspeed").and_then(|name| find(name));
-    let config = config.and_then(|path| fs::read_to_string(path).ok());
+    let config = config.and_then(|path| files::text(&path).ok());
     let data = options.get("data_path").and_then(|name| find(name));
     Ok(LaunchScript {
         path: path.display().to_string(),
@@ -229,7 +229,7 @@ fn samples(path: &Path) -> Option<u64> {
     if COUNTED < path.metadata().ok()?.len() {
         return None;
     }
-    let text = fs::read_to_string(path).ok()?;
+    let text = files::text(path).ok()?;
     if path.extension().is_some_and(|extension| extension == "jsonl") {
         return Some(text.lines().filter(|line| !line.trim().is_empty()).count() as u64);
     }
@@ -239,6 +239,8 @@ fn samples(path: &Path) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use proptest::prelude::*;
 
     use super::*;

@@ -3,6 +3,9 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use nix::{
@@ -92,10 +95,45 @@ fn resolved(path: &Path) -> PathBuf {
     path
 }
 
+/// A file server that is gone never answers; a busy one may need seconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// The folders that the job names; one that cannot be looked at is unread as a whole.
 pub(super) fn folders(options: &Options) -> Fact<Vec<Storage>> {
-    let found: Result<Vec<Storage>, String> = options
-        .folders
+    const FROM: &str = "statvfs, access";
+    if options.folders.is_empty() {
+        return Fact::known(Vec::new(), FROM);
+    }
+    let folders = options.folders.clone();
+    let found = within(PATIENCE, move || look(&folders));
+    Fact::from_result(found.unwrap_or_else(|| Err(silent())), FROM)
+}
+
+fn silent() -> String {
+    format!(
+        "a file system did not answer within {} seconds, or nobody could ask",
+        PATIENCE.as_secs()
+    )
+}
+
+/// What `work` gives, or `None` if it takes longer or cannot be started. If it takes longer, its thread goes
+/// on until the program ends.
+fn within<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (sender, receiver) = mpsc::channel();
+    let listening = thread::Builder::new().spawn(move || {
+        // Nobody listens any more if it took too long.
+        let _unheard = sender.send(work());
+    });
+    // Without a thread more there is nobody to wait for.
+    drop(listening);
+    receiver.recv_timeout(limit).ok()
+}
+
+fn look(folders: &[(Place, PathBuf)]) -> Result<Vec<Storage>, String> {
+    folders
         .iter()
         .map(|(place, path)| {
             let path = resolved(path);
@@ -119,14 +157,20 @@ pub(super) fn folders(options: &Options) -> Fact<Vec<Storage>> {
                     .then(|| content::weights(&path)),
             })
         })
-        .collect();
-    Fact::from_result(found, "statvfs, access")
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::facts::Place;
+
+    #[test]
+    fn a_file_system_that_does_not_answer_is_not_waited_for() {
+        assert_eq!(within(PATIENCE, || 7), Some(7));
+        assert_eq!(within(Duration::from_millis(20), || thread::sleep(PATIENCE)), None);
+        assert!(silent().contains("10 seconds"));
+    }
 
     #[test]
     fn a_folder_that_is_not_there_yet_is_judged_by_the_nearest_one() {

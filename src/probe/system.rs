@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Options, elf, host, libraries::Search, native, ranges, text};
+use super::{Options, elf, files, host, libraries::Search, native, ranges, text};
 use crate::facts::{
     CgroupEvents, Cpu, Fact, Governor, MemoryDetail, MemoryErrors, Pressure, ProcessTable,
     SystemFacts,
@@ -87,8 +87,7 @@ pub(super) fn processes(options: &Options) -> Fact<ProcessTable> {
             continue;
         }
         // A process may have ended meanwhile.
-        let Ok(bytes) = std::fs::read(entry.path().join("stat")) else { continue };
-        let stat = String::from_utf8_lossy(&bytes);
+        let Ok(stat) = files::text(&entry.path().join("stat")) else { continue };
         let Some((name, state)) = text::process(&stat) else { continue };
         table.total += 1;
         table.zombies += u32::from(state == 'Z');
@@ -130,9 +129,7 @@ fn governor(options: &Options) -> Fact<Option<Governor>> {
     let Ok(entries) = std::fs::read_dir(options.at(FROM)) else {
         return Fact::known(None, FROM);
     };
-    let read = |path: &std::path::Path| {
-        std::fs::read_to_string(path).map(|text| text.trim().to_owned()).ok()
-    };
+    let read = files::word;
     let mut driver = None;
     let mut names = BTreeSet::new();
     for policy in entries.flatten().map(|entry| entry.path()) {
@@ -166,13 +163,11 @@ fn memory_errors(options: &Options) -> Fact<Option<MemoryErrors>> {
     let controllers = std::fs::read_dir(options.at(FROM)).into_iter().flatten().flatten();
     let mut errors = None;
     for controller in controllers.map(|entry| entry.path()) {
-        let count = |file: &str| {
-            std::fs::read_to_string(controller.join(file)).ok()?.trim().parse::<u64>().ok()
-        };
+        let count = |file: &str| files::word(&controller.join(file))?.parse::<u64>().ok();
         if let (Some(corrected), Some(uncorrected)) = (count("ce_count"), count("ue_count")) {
             let sum = errors.get_or_insert(MemoryErrors { corrected: 0, uncorrected: 0 });
-            sum.corrected += corrected;
-            sum.uncorrected += uncorrected;
+            sum.corrected = sum.corrected.saturating_add(corrected);
+            sum.uncorrected = sum.uncorrected.saturating_add(uncorrected);
         }
     }
     Fact::known(errors, FROM)
@@ -258,7 +253,7 @@ fn remove_ipc(options: &Options, processes: Option<&ProcessTable>) -> Fact<Optio
         files.extend(more);
     }
     let mut on = true;
-    for text in files.iter().filter_map(|file| std::fs::read_to_string(file).ok()) {
+    for text in files.iter().filter_map(|file| files::text(file).ok()) {
         for value in text.lines().filter_map(|line| line.trim().strip_prefix("RemoveIPC=")) {
             on = matches!(value.trim(), "yes" | "true" | "1" | "on");
         }

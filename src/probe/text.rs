@@ -31,7 +31,7 @@ pub(super) fn cpu_list(text: &str) -> Option<u32> {
     text.trim().split(',').try_fold(0, |sum, range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
-        Some(sum + last.checked_sub(first)? + 1)
+        last.checked_sub(first)?.checked_add(1)?.checked_add(sum)
     })
 }
 
@@ -147,6 +147,7 @@ mod tests {
     fn processors_are_counted() {
         assert_eq!(cpu_list("0-3,8"), Some(5));
         assert_eq!(cpu_list("3-0"), None);
+        assert_eq!(cpu_list("0-4294967295"), None);
     }
 
     #[test]

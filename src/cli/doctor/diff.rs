@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     io::Write,
     path::{Path, PathBuf},
 };
@@ -12,7 +11,7 @@ use serde_json::Value;
 
 use super::{Format, asked, replay, view};
 use crate::{
-    cli::CliError,
+    cli::{CliError, input},
     doctor::{self, Demand, Report},
     facts::{FactsFile, Snapshot, differences},
     report::changes::{self, Diff, SavedReport},
@@ -76,7 +75,7 @@ fn read(path: &Path) -> Result<Kind, CliError> {
         CliError::of(ExitStatus::Usage, error.context(what))
             .hint("expected facts of `qvl doctor --save-facts`, or a report of `--format json`")
     };
-    let text = fs::read_to_string(path).map_err(|error| failed(error.into()))?;
+    let text = input::text(path).map_err(|error| failed(error.into()))?;
     let value: Value = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
     if value.get("facts").is_some() {
         return Ok(Kind::Facts(Box::new(replay::read_facts(path)?)));

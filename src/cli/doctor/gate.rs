@@ -38,7 +38,7 @@ pub(crate) fn gate(
     out: &mut impl Write,
 ) -> Result<Gate, CliError> {
     let options = probe::Options {
-        program: Some(std::env::current_exe()?),
+        program: std::env::current_exe().ok(),
         trainer: Some(trainer.to_owned()),
         folders: folders(&planned.job, folder),
         ..probe::Options::default()

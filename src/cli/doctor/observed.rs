@@ -1,12 +1,16 @@
 //! Facts: of this machine, of files that were saved on others, and how they are saved.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::{DoctorArgs, replay};
 use crate::{
     cli::CliError,
     doctor::Stack,
-    facts::{FactsFile, NodeFacts, NodeName, Place, Snapshot},
+    facts::{Fact, FactsFile, KernelLog, NodeFacts, NodeName, Place, Snapshot},
     probe,
     wire::ExitStatus,
 };
@@ -25,14 +29,15 @@ pub(super) fn snapshot(
         return Err(CliError::new(ExitStatus::Usage, what)
             .hint("--sysroot must be the root of a file tree, with proc and sys in it"));
     }
-    let program = std::env::current_exe()?;
-    let beside = program.with_file_name("qvl-train");
-    let trainer = args.trainer.clone().or_else(|| beside.exists().then_some(beside));
+    let kernel_log = args.kernel_log.as_deref().map(kernel_log).transpose()?;
+    let program = itself();
+    let trainer = args.trainer.clone().or_else(|| beside(program.as_deref()));
     let hashes = args.save_facts.is_some();
     let official = (args.asked.stack() == Stack::Official)
         .then(|| probe::Official { python: args.python.clone(), script: args.script.clone() });
-    let (reach, program) = (args.reach.clone(), Some(program));
-    let driver = probe::Options { program, reach, official, ..probe::Options::default() };
+    let reach = args.reach.clone();
+    let driver =
+        probe::Options { program, reach, official, kernel_log, ..probe::Options::default() };
     let options = probe::Options { root, trainer, folders, hashes, ..driver };
     let facts = probe::node(&options);
     let node = probe::name(&facts);
@@ -47,6 +52,26 @@ pub(super) fn snapshot(
         })?;
     }
     Ok(Snapshot { nodes: BTreeMap::from([(node, facts)]), expected })
+}
+
+/// This program's file, which asks the driver; without `/proc` nobody knows it, and the driver is not asked.
+fn itself() -> Option<PathBuf> {
+    std::env::current_exe().ok()
+}
+
+/// The trainer beside it.
+fn beside(program: Option<&Path>) -> Option<PathBuf> {
+    program.map(|program| program.with_file_name("qvl-train")).filter(|trainer| trainer.exists())
+}
+
+/// A log that was saved, as a fact.
+fn kernel_log(path: &Path) -> Result<Fact<KernelLog>, CliError> {
+    let log = probe::read_kernel_log(path).map_err(|error| {
+        let what = format!("failed to read the kernel log `{}`", path.display());
+        CliError::of(ExitStatus::Usage, anyhow::Error::new(error).context(what))
+            .hint("`journalctl -k -b -o export > FILE` or `dmesg > FILE` writes one")
+    })?;
+    Ok(Fact::known(log, path.display().to_string()))
 }
 
 /// Facts in the form that `--facts` reads.
@@ -64,11 +89,9 @@ pub(super) fn saved_or_own(
     if !saved.is_empty() {
         return Ok(Snapshot { nodes: replay::nodes(saved)?, ..Snapshot::default() });
     }
-    let program = std::env::current_exe()?;
-    let beside = program.with_file_name("qvl-train");
-    let trainer = beside.exists().then_some(beside);
-    let options =
-        probe::Options { program: Some(program), trainer, folders, ..probe::Options::default() };
+    let program = itself();
+    let trainer = beside(program.as_deref());
+    let options = probe::Options { program, trainer, folders, ..probe::Options::default() };
     let facts = probe::node(&options);
     let nodes = BTreeMap::from([(probe::name(&facts), facts)]);
     Ok(Snapshot { nodes, ..Snapshot::default() })

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     io::Write,
     path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -11,7 +10,7 @@ use std::{
 use clap::Args;
 
 use crate::{
-    cli::{CliError, cluster, cluster::plan::Placement},
+    cli::{CliError, cluster, cluster::plan::Placement, input},
     doctor::{self, Stack},
     facts::NodeName,
     job::FineTuneJob,
@@ -42,7 +41,7 @@ impl VerdictArgs {
     /// The report, if one was named. `job` is the job as it was read, before anything is planned.
     pub(crate) fn read(&self, job: &FineTuneJob) -> Result<Option<Permission>, CliError> {
         let Some(path) = self.verdict.clone() else { return Ok(None) };
-        let text = fs::read_to_string(&path).map_err(|error| {
+        let text = input::text(&path).map_err(|error| {
             let what = format!("failed to read verdict `{}`", path.display());
             CliError::of(ExitStatus::Usage, anyhow::Error::new(error).context(what))
                 .hint("`qvl doctor --job FILE --format json > FILE` writes one")

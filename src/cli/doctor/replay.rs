@@ -2,13 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::{Path, PathBuf},
     thread,
 };
 
 use crate::{
-    cli::CliError,
+    cli::{CliError, input},
     facts::{FactsFile, NodeFacts, NodeName},
     wire::ExitStatus,
 };
@@ -38,12 +37,22 @@ fn read_all(paths: &[PathBuf]) -> Vec<Result<Box<FactsFile>, CliError>> {
     let threads = if paths.len() < MANY { 1 } else { processors };
     let share = paths.len().div_ceil(threads).max(1);
     thread::scope(|scope| {
-        let read =
-            |paths: &[PathBuf]| paths.iter().map(|path| read_facts(path).map(Box::new)).collect();
-        let parts: Vec<thread::ScopedJoinHandle<'_, Vec<_>>> =
-            paths.chunks(share).map(|paths| scope.spawn(move || read(paths))).collect();
-        parts.into_iter().flat_map(|part| part.join().expect("readers do not panic")).collect()
+        let start = |paths| thread::Builder::new().spawn_scoped(scope, move || read(paths));
+        let parts: Vec<_> = paths.chunks(share).map(|paths| (paths, start(paths))).collect();
+        let mut files = Vec::with_capacity(paths.len());
+        for (paths, part) in parts {
+            files.extend(match part {
+                Ok(part) => part.join().expect("readers do not panic"),
+                // No more threads: then this one reads.
+                Err(_none) => read(paths),
+            });
+        }
+        files
     })
+}
+
+fn read(paths: &[PathBuf]) -> Vec<Result<Box<FactsFile>, CliError>> {
+    paths.iter().map(|path| read_facts(path).map(Box::new)).collect()
 }
 
 pub(super) fn read_facts(path: &Path) -> Result<FactsFile, CliError> {
@@ -52,7 +61,7 @@ pub(super) fn read_facts(path: &Path) -> Result<FactsFile, CliError> {
         CliError::of(ExitStatus::Usage, error.context(what))
             .hint("`qvl doctor --save-facts FILE` writes such a file")
     };
-    let text = fs::read_to_string(path).map_err(|error| failed(error.into()))?;
+    let text = input::text(path).map_err(|error| failed(error.into()))?;
     // Straight into its type; only what does not fit is read again, to say where and why.
     if let Ok(file) = serde_json::from_str::<FactsFile>(&text)
         && file.format == FactsFile::VERSION

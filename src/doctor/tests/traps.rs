@@ -113,6 +113,8 @@ fn a_recovery_action_that_begins_at_none_blocks() {
         event.text =
             "GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)".into();
         change(&mut node.kernel.log, |log| log.xids.push(event));
+        // A driver that does not tell itself: the log alone speaks.
+        change_gpu(node, 0, |gpu| gpu.recovery_action = Fact::known(None, "field 230"));
     });
     assert_eq!(seen, Verdict::Fail);
 }

@@ -6,6 +6,7 @@ use super::*;
 use crate::doctor;
 
 const EXCERPTS: &str = include_str!("../../../tests/why/excerpts.txt");
+const STORIES: &str = include_str!("../../../tests/why/stories.txt");
 const HEALTHY: &str = include_str!("../../../tests/why/healthy.log");
 
 /// By id: the lines of its excerpt.
@@ -62,6 +63,27 @@ fn every_row_fires_on_its_excerpt_and_no_other_takes_it() {
             assert_eq!(ids(&read(&[("log", line)])), [pattern.id.as_str()], "{line}");
         }
     }
+}
+
+/// Whole logs after reports of users: what came first must come first, whatever followed from it.
+#[test]
+fn failures_that_people_reported_are_explained() {
+    let mut wrong = Vec::new();
+    let mut sources = BTreeSet::new();
+    for story in STORIES.split("\n## ").skip(1) {
+        let (title, rest) = story.split_once('\n').unwrap();
+        let (source, rest) = rest.strip_prefix("source: ").unwrap().split_once('\n').unwrap();
+        let (first, log) = rest.strip_prefix("first: ").unwrap().split_once('\n').unwrap();
+        assert!(source.contains('/') && source.contains('#'), "{title}: {source}");
+        assert!(sources.insert(source), "{source} is there twice");
+        let answer = read(&[("log", log)]);
+        let found = ids(&answer);
+        if found.first() != Some(&first) {
+            wrong.push(format!("{title} ({source}): expected {first}, found {found:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(50 < sources.len(), "{} stories", sources.len());
 }
 
 /// What awslabs' hyperpod-nccl looks for, each with the row that takes it. Two of its 38 words are not

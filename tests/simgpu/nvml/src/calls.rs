@@ -15,7 +15,7 @@ macro_rules! gpu_calls {
 macro_rules! host_calls {
     ($(fn $name:ident($now:ident $(, $argument:ident: $type:ty)*) $body:block)*) => { $(
         #[unsafe(no_mangle)]
-        extern "C" fn $name($($argument: $type),*) -> $crate::answer::Code {
+        pub(crate) extern "C" fn $name($($argument: $type),*) -> $crate::answer::Code {
             $crate::answer::of_host(stringify!($name), |$now| $body)
         }
     )* };

@@ -158,6 +158,7 @@ gpu_calls! {
         put(current, u32::from(on))?;
         put(pending, u32::from(this.gpu().mig_pending.unwrap_or(on)))
     }
+    fn nvmlDeviceIsMigDeviceHandle(_this, is: *mut u32) { put(is, 0) }
     fn nvmlDeviceGetMaxMigDeviceCount(this, count: *mut u32) {
         put(count, if this.profile().mig { 7 } else { 0 })
     }

@@ -67,6 +67,17 @@ pub(crate) struct ProcessV2 {
     pub(crate) compute_instance: u32,
 }
 
+/// A process in the private interface of `nvidia-smi`.
+#[repr(C)]
+pub(crate) struct ProcessPrivate {
+    pub(crate) pid: u32,
+    pub(crate) used_memory: u64,
+    pub(crate) gpu_instance: u32,
+    pub(crate) compute_instance: u32,
+    pub(crate) _unused: [u8; 8],
+    pub(crate) name: [c_char; 4096],
+}
+
 #[repr(C)]
 pub(crate) struct EccCounts {
     pub(crate) l1: u64,
@@ -161,6 +172,8 @@ const _: () = {
     assert!(size_of::<Utilization>() == 8);
     assert!(size_of::<ProcessV1>() == 16);
     assert!(size_of::<ProcessV2>() == 24);
+    assert!(size_of::<ProcessPrivate>() == 4128);
+    assert!(std::mem::offset_of!(ProcessPrivate, name) == 32);
     assert!(size_of::<EccCounts>() == 32);
     assert!(size_of::<Violation>() == 16);
     assert!(size_of::<FieldValue>() == 40);

@@ -10,6 +10,7 @@ mod answer;
 mod calls;
 mod device;
 mod events;
+mod export_table;
 mod fields;
 mod layout;
 mod links;

@@ -3,14 +3,14 @@
 use simgpu::scenario::{Process, ProcessKind};
 
 use crate::{
-    answer::{Answer, INSUFFICIENT_SIZE, INVALID_ARGUMENT, This, put},
+    answer::{Answer, INSUFFICIENT_SIZE, INVALID_ARGUMENT, This, put, text_array},
     calls::gpu_calls,
-    layout::{ProcessV1, ProcessV2},
+    layout::{ProcessPrivate, ProcessV1, ProcessV2},
     memory::room,
 };
 
 /// Fills an array whose size the caller learns from a first call with too little room.
-fn list<T>(
+pub(crate) fn list<T>(
     this: &This,
     kind: ProcessKind,
     count: *mut u32,
@@ -45,6 +45,17 @@ fn v2(process: &Process) -> ProcessV2 {
         used_memory: process.mem_mib << 20,
         gpu_instance: u32::MAX,
         compute_instance: u32::MAX,
+    }
+}
+
+pub(crate) fn private(process: &Process) -> ProcessPrivate {
+    ProcessPrivate {
+        pid: process.pid,
+        used_memory: process.mem_mib << 20,
+        gpu_instance: u32::MAX,
+        compute_instance: u32::MAX,
+        _unused: [0; 8],
+        name: text_array(&process.name),
     }
 }
 

@@ -163,7 +163,6 @@ stubs! {
     nvmlDeviceGetVgpuTypeCreatablePlacements
     nvmlDeviceGetVgpuTypeSupportedPlacements
     nvmlDeviceGetVgpuUtilization
-    nvmlDeviceIsMigDeviceHandle
     nvmlDeviceModifyDrainState
     nvmlDeviceOnSameBoard
     nvmlDevicePerfMetricsGetSamples_v1

@@ -137,7 +137,7 @@ pub(crate) fn handle(index: usize) -> Device {
     std::ptr::without_provenance_mut(FIRST_HANDLE + index)
 }
 
-fn text<'a>(text: *const c_char) -> Result<&'a str, Code> {
+pub(crate) fn text<'a>(text: *const c_char) -> Result<&'a str, Code> {
     if text.is_null() {
         return Err(INVALID_ARGUMENT);
     }
