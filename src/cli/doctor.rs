@@ -1,5 +1,6 @@
 //! `qvl doctor`: will the job run on these machines?
 
+mod active;
 mod asked;
 mod binary;
 mod catalog;
@@ -10,6 +11,7 @@ mod observed;
 mod parity;
 mod permission;
 mod replay;
+mod serve;
 mod what_if;
 mod why;
 
@@ -22,6 +24,7 @@ use std::{
 
 use clap::{Args, Subcommand, ValueEnum};
 
+pub(super) use active::{options as active_options, run as active_tests};
 pub(super) use asked::{folders, sizes};
 pub(super) use gate::{Gate, gate, stop_launch};
 pub(super) use permission::{Permission, VerdictArgs};
@@ -89,6 +92,8 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "TIME", requires = "cluster", value_parser = cluster::launch::duration)]
     wait: Option<Duration>,
     #[command(flatten)]
+    active: active::ActiveArgs,
+    #[command(flatten)]
     target: cluster::Target,
 }
 
@@ -121,6 +126,8 @@ enum DoctorCommand {
     WhatIf(what_if::WhatIfArgs),
     /// Compare two files of facts, or two reports in JSON.
     Diff(diff::DiffArgs),
+    /// Let other hosts test their way to this one, for a while: the other side of `--peers`.
+    Serve(serve::ServeArgs),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -158,6 +165,7 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
         Some(DoctorCommand::Why(args)) => return why::run(args, out),
         Some(DoctorCommand::WhatIf(args)) => return what_if::run(args, out),
         Some(DoctorCommand::Diff(args)) => return diff::run(args, out),
+        Some(DoctorCommand::Serve(args)) => return serve::run(args, out),
         None => {}
     }
     let begin = Instant::now();
@@ -177,7 +185,7 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
         }
         (report, roster.fleet.snapshot)
     } else {
-        let snapshot = observed::snapshot(args, folders)?;
+        let snapshot = observed::snapshot(args, folders, &demand)?;
         let mut report = doctor::diagnose(&snapshot, &demand);
         fleet::add(&mut report, &snapshot, &demand, &known, &allowed, Seen::ALL);
         (report, snapshot)

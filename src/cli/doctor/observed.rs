@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use super::{DoctorArgs, replay};
 use crate::{
     cli::CliError,
-    doctor::Stack,
+    doctor::{Demand, Stack},
     facts::{FactsFile, NodeFacts, NodeName, Place, Snapshot},
     probe,
     wire::ExitStatus,
@@ -14,6 +14,7 @@ use crate::{
 pub(super) fn snapshot(
     args: &DoctorArgs,
     folders: Vec<(Place, PathBuf)>,
+    demand: &Demand,
 ) -> Result<Snapshot, CliError> {
     let expected = args.expect_nodes.iter().cloned().map(NodeName).collect();
     if !args.facts.is_empty() {
@@ -34,8 +35,9 @@ pub(super) fn snapshot(
     let (reach, program) = (args.reach.clone(), Some(program));
     let driver = probe::Options { program, reach, official, ..probe::Options::default() };
     let options = probe::Options { root, trainer, folders, hashes, ..driver };
-    let facts = probe::node(&options);
+    let mut facts = probe::node(&options);
     let node = probe::name(&facts);
+    args.active.add(&mut facts, &options.folders, demand, options.trainer.as_deref())?;
     if let Some(path) = &args.save_facts {
         let origin = match &args.sysroot {
             Some(root) => format!("files below {}", root.display()),
