@@ -94,7 +94,7 @@ fn multiply(a: &[f32], b: &[f32], c: &mut [f32]) {
 
 /// Numbers between -1 and 1, always the same.
 fn numbers(seed: u64) -> Vec<f32> {
-    let number = |i: u64| (mix(seed << 32 | i) >> 40) as f32 / (1_u64 << 23) as f32 - 1.0;
+    let number = |i: u64| (mix((seed << 32) | i) >> 40) as f32 / (1_u64 << 23) as f32 - 1.0;
     (0..(N * N) as u64).map(number).collect()
 }
 

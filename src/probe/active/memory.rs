@@ -102,9 +102,8 @@ fn measure(cpu: u32, length: usize, barrier: &Barrier) -> f64 {
 /// Runs in the time of the test, if a thread moves a gigabyte each second: the number must be the
 /// same for all threads, so it is not measured.
 fn loops(length: usize) -> u32 {
-    let seconds = 24.0 * length as f64 / 1e9;
-    let runs = TIME.as_secs_f64() / seconds.max(1e-6);
-    (runs as u32).clamp(RUNS, 20)
+    let nanoseconds = 24 * length.max(1) as u128;
+    u32::try_from(TIME.as_nanos() / nanoseconds).unwrap_or(u32::MAX).clamp(RUNS, 20)
 }
 
 fn triad(a: &mut [f64], b: &[f64], c: &[f64], s: f64) {

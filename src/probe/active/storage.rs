@@ -107,10 +107,10 @@ fn all(
 ) -> io::Result<()> {
     let [data, new, renamed] = files(folder, name);
     begin("statvfs");
-    let free = free(folder)?;
-    let bytes = bytes.min(free / SHARE);
+    let room = free(folder)?;
+    let bytes = bytes.min(room / SHARE);
     if bytes < SMALL as u64 {
-        return Err(io::Error::other(format!("{free} bytes are free")));
+        return Err(io::Error::other(format!("{room} bytes are free")));
     }
     begin("create");
     let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&data)?;
@@ -126,7 +126,7 @@ fn all(
     found.rename_us = micros(start);
     begin("statvfs");
     drop(file);
-    found.free_bytes = self::free(folder)?;
+    found.free_bytes = free(folder)?;
     Ok(())
 }
 
@@ -141,21 +141,23 @@ fn write(
     begin: &mut impl FnMut(&'static str),
     found: &mut StorageResult,
 ) -> io::Result<()> {
-    let start = Instant::now();
-    let mut block = Vec::new();
-    while found.bytes < bytes && (found.bytes == 0 || start.elapsed() < TIME) {
+    let (mut block, mut took) = (Vec::new(), Duration::ZERO);
+    while found.bytes < bytes && took < TIME {
         let length = usize::try_from(bytes - found.bytes).unwrap_or(BLOCK).min(BLOCK);
-        // Making the bytes is no work of the disk, but far faster than one.
+        // Making the bytes is no work of the disk.
         fill(&mut block, length, found.bytes);
+        let start = Instant::now();
         begin("write");
         file.write_all(&block)?;
         begin("fsync");
         file.sync_data()?;
+        took += start.elapsed();
         found.bytes += length as u64;
     }
+    let start = Instant::now();
     begin("fsync");
     file.sync_all()?;
-    found.write_seconds = start.elapsed().as_secs_f64();
+    found.write_seconds = (took + start.elapsed()).as_secs_f64();
     Ok(())
 }
 
@@ -176,8 +178,10 @@ fn read(
         file.read_exact(&mut block[..length])?;
         took += start.elapsed();
         fill(&mut expected, length, at);
-        let wrong = block[..length].iter().zip(&expected).filter(|(a, b)| a != b).count();
-        found.wrong_bytes += wrong as u64;
+        if block[..length] != expected {
+            let differs = block[..length].iter().zip(&expected).filter(|(a, b)| a != b);
+            found.wrong_bytes += differs.count() as u64;
+        }
         at += length as u64;
     }
     found.read_seconds = took.as_secs_f64();
@@ -225,10 +229,11 @@ fn rename(folder: &Path, new: &Path, renamed: &Path) -> io::Result<()> {
 
 /// Bytes that depend on their place, so that one which comes back from elsewhere shows.
 fn fill(block: &mut Vec<u8>, length: usize, at: u64) {
-    block.clear();
-    let words = (0..length.div_ceil(8) as u64).map(|word| super::compute::mix(at + 8 * word));
-    block.extend(words.flat_map(u64::to_le_bytes));
-    block.truncate(length);
+    block.resize(length, 0);
+    for (word, bytes) in (0_u64..).zip(block.chunks_mut(8)) {
+        let mixed = super::compute::mix(at + 8 * word).to_le_bytes();
+        bytes.copy_from_slice(&mixed[..bytes.len()]);
+    }
 }
 
 /// Removes files of tests that were killed: by the clock of the file system, which may be another
