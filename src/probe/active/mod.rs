@@ -88,8 +88,8 @@ pub fn run(options: &ActiveOptions) -> ActiveFacts {
     };
     ActiveFacts {
         storage,
-        memory: own(options, "memory", &[], memory::FROM, 30),
-        compute: own(options, "compute", &[], compute::FROM, 30),
+        memory: own(options, "memory", &[], memory::FROM, (30, 90)),
+        compute: own(options, "compute", &[], compute::FROM, (30, 60)),
         gpus: gpus(options),
         network: (!options.peers.is_empty()).then(|| peers(options)),
     }
@@ -109,13 +109,13 @@ pub fn refused(options: &ActiveOptions, why: &str) -> ActiveFacts {
 /// What the tests of GPUs are called in evidence.
 const GPUS: &str = "qvl-train gputest";
 
-/// Runs a child of this program.
+/// Runs a child of this program, for so many seconds of silence, and in all.
 fn own<T: DeserializeOwned>(
     options: &ActiveOptions,
     test: &str,
     args: &[&str],
     from: &'static str,
-    seconds: u64,
+    (silence, longest): (u64, u64),
 ) -> Fact<Ended<T>> {
     let args = ["probe-active", test].iter().chain(args).map(Into::into).collect();
     let errand = Errand {
@@ -123,8 +123,8 @@ fn own<T: DeserializeOwned>(
         program: options.program.clone(),
         args,
         variables: vec![(SECRET, options.secret.clone())],
-        silence: Duration::from_secs(seconds),
-        longest: Duration::from_secs(3 * seconds),
+        silence: Duration::from_secs(silence),
+        longest: Duration::from_secs(longest),
     };
     Fact::known(ended(child::send(errand).answer()), from)
 }
@@ -188,7 +188,10 @@ fn gpus(options: &ActiveOptions) -> Fact<Ended<crate::wire::gputest::GpuTests>> 
 fn peers(options: &ActiveOptions) -> Fact<Ended<crate::facts::NetworkTest>> {
     let list = options.peers.join(",");
     let args = ["--host", &options.host, "--peers", &list];
-    own(options, "network", &args, network::FROM, network::ROUND_SECONDS)
+    // As many rounds as hosts, if every way is broken.
+    let round = network::ROUND_SECONDS;
+    let all = round * (options.peers.len() as u64 + 1);
+    own(options, "network", &args, network::FROM, (round, all))
 }
 
 /// The child's side: makes the test, tells `say` each step before, and gives the answer, one line.
