@@ -54,6 +54,19 @@ proptest! {
         prop_assert_eq!(found, Blame { links: vec![pair(a, b)], ..Blame::default() });
     }
 
+    /// Pods of a job test only some ways: those at distances 1, 2 and 4.
+    #[test]
+    fn few_ways_are_enough_to_name_a_slow_node(
+        count in 6..40_u32, at in 0..40_u32, noise in noise(),
+    ) {
+        let at = at % count;
+        let node = |n| if n == at { 0.05 } else { 1.0 };
+        let mut speeds = network(count, node, |_| 1.0, &noise);
+        let near = |a: Node, b: Node| [1, 2, 4].contains(&((b + count - a) % count));
+        speeds.retain(|(a, b), _speed| near(*a, *b) || near(*b, *a));
+        prop_assert_eq!(slow(&speeds), Blame { nodes: vec![at], ..Blame::default() });
+    }
+
     #[test]
     fn half_against_half_is_a_tie(half in 2..8_u32, noise in noise()) {
         let node = |n| if n < half { 0.05 } else { 1.0 };
