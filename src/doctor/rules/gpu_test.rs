@@ -200,7 +200,12 @@ fn peers(node: &NodeFacts, demand: &Demand) -> Outcome {
     }
     let mut judgement = Judgement::default();
     let mut wrong = Vec::new();
-    for peer in &tested.peers {
+    let sound = |ordinal: u32| {
+        let device = tested.devices.iter().find(|device| device.ordinal == ordinal);
+        device.is_some_and(|device| device.copied == Copied::Right)
+    };
+    // What is read back of a GPU whose own copies are wrong says nothing about the way between two.
+    for peer in tested.peers.iter().filter(|peer| sound(peer.from) && sound(peer.to)) {
         let (text, what) = told(&peer.copied, tested.copy_bytes);
         let path = match peer.can_access {
             Some(true) => "directly",
@@ -211,6 +216,9 @@ fn peers(node: &NodeFacts, demand: &Demand) -> Outcome {
         let subject = format!("GPU {} to {}", peer.from, peer.to);
         judgement.evidence.push(evidence.about(subject.clone()));
         wrong.extend(what.map(|what| (peer, format!("{subject}: {what}"))));
+    }
+    if judgement.evidence.is_empty() {
+        return Err(Stop::skip("no two GPUs copy right to themselves: see gpu-memory-wrong"));
     }
     if let Some((first, what)) = wrong.first() {
         let more = match wrong.len() {
@@ -403,6 +411,18 @@ mod tests {
         assert_eq!(*verdict, Verdict::Fail);
         assert_eq!(what, "cuMemcpyPeer of GPU 0 to 1 did not come back within 20 s");
         assert_eq!(found["p2p-copy-wrong"].0, Verdict::Unknown);
+    }
+
+    #[test]
+    fn a_pair_is_not_blamed_for_a_gpu_that_is_wrong_by_itself() {
+        let found = results(|gpus| {
+            let wrong = Copied::Wrong { bytes: 1, first: 77 };
+            let Ended::Done(GpuTests::Tested(tested)) = gpus else { panic!("{gpus:?}") };
+            tested.devices[1].copied = wrong.clone();
+            tested.peers.iter_mut().for_each(|peer| peer.copied = wrong.clone());
+        });
+        assert_eq!(found["gpu-memory-wrong"].0, Verdict::Fail);
+        assert_eq!(found["p2p-copy-wrong"].0, Verdict::Skipped);
     }
 
     fn devices(gpus: &mut Ended<GpuTests>) -> &mut Vec<DeviceTest> {

@@ -81,9 +81,11 @@ fn test(args: &GputestArgs, say: &mut dyn FnMut(&str)) -> Result<Tested, Failed>
         });
     }
     let mut peers = Vec::new();
+    let mut sent = vec![0; args.copy_bytes];
+    Pattern::Mixed(2).fill(&mut sent);
     for from in contexts.iter().flatten() {
         for to in contexts.iter().flatten().filter(|to| to.ordinal != from.ordinal) {
-            peers.push(peer(from, to, args.copy_bytes, say));
+            peers.push(peer(from, to, &sent, say));
         }
     }
     Ok(Tested { devices, peers, asked_bytes: args.bytes, copy_bytes: args.copy_bytes as u64 })
@@ -163,27 +165,26 @@ fn copies(
 }
 
 /// From one GPU to another, read back from the other.
-fn peer(from: &Context<'_>, to: &Context<'_>, bytes: usize, say: &mut dyn FnMut(&str)) -> PeerTest {
+fn peer(from: &Context<'_>, to: &Context<'_>, sent: &[u8], say: &mut dyn FnMut(&str)) -> PeerTest {
     let mut about = |call: &str| say(&format!("{call} of GPU {} to {}", from.ordinal, to.ordinal));
     about("cuDeviceCanAccessPeer");
     let can_access = from.can_access(to).ok();
-    let found = peer_copy(from, to, bytes, can_access == Some(true), &mut about);
+    let found = peer_copy(from, to, sent, can_access == Some(true), &mut about);
     PeerTest { from: from.ordinal, to: to.ordinal, can_access, copied: copied(found) }
 }
 
 fn peer_copy(
     from: &Context<'_>,
     to: &Context<'_>,
-    bytes: usize,
+    sent: &[u8],
     enable: bool,
     about: &mut dyn FnMut(&str),
 ) -> Result<Difference, Failed> {
-    let mut sent = vec![0; bytes];
-    Pattern::Mixed((u64::from(from.ordinal) << 32) | u64::from(to.ordinal)).fill(&mut sent);
-    let mut arrived = vec![0; bytes];
-    let (source, target): (Memory<'_>, Memory<'_>) =
-        (from.allocate(bytes as u64)?, to.allocate(bytes as u64)?);
-    from.copy_to(&source, &sent)?;
+    // So that a copy which does not happen, or goes elsewhere, shows.
+    let mut arrived = vec![0; sent.len()];
+    let bytes = sent.len() as u64;
+    let (source, target): (Memory<'_>, Memory<'_>) = (from.allocate(bytes)?, to.allocate(bytes)?);
+    from.copy_to(&source, sent)?;
     to.copy_to(&target, &arrived)?;
     if enable {
         about("cuCtxEnablePeerAccess");
@@ -197,7 +198,7 @@ fn peer_copy(
     }
     copied?;
     to.copy_from(&mut arrived, &target)?;
-    Ok(difference(&sent, &arrived))
+    Ok(difference(sent, &arrived))
 }
 
 /// Bytes that show a fault: lines that are stuck, lines that touch, bytes from another place.
