@@ -81,13 +81,8 @@ pub enum ActiveTest {
 pub fn run(options: &ActiveOptions) -> ActiveFacts {
     let folders: Vec<StorageTest> =
         options.folders.iter().map(|(place, path)| folder(options, *place, path)).collect();
-    let storage = if folders.is_empty() {
-        Fact::unread("no folder was named", storage::FROM)
-    } else {
-        Fact::known(folders, storage::FROM)
-    };
     ActiveFacts {
-        storage,
+        storage: Fact::known(folders, storage::FROM),
         memory: own(options, "memory", &[], memory::FROM, (30, 90)),
         compute: own(options, "compute", &[], compute::FROM, (30, 60)),
         gpus: gpus(options),
