@@ -9,6 +9,7 @@
 //! | [`wire`] | what supervisor and trainer say to each other | no |
 //! | [`data`] | samples, prompts, boxes, tokenizer, images, lint | yes |
 //! | [`doctor`] | rules over facts | no |
+//! | [`locate`] | which node or link spoils a network | no |
 //! | [`probe`] | fills facts | yes |
 //! | [`repair`] | makes repairs and takes them back; their journal | yes |
 //! | [`report`] | renders verdicts to an `impl Write` | no |
@@ -39,6 +40,7 @@ pub mod doctor;
 pub mod facts;
 pub mod job;
 pub mod launch;
+pub mod locate;
 pub mod logs;
 pub mod operator;
 pub mod probe;

@@ -6,12 +6,10 @@
 //! when it is away.
 
 mod dialogue;
-mod door;
 mod ending;
 mod init;
 mod ledger;
 mod meet;
-mod pairs;
 mod wanted;
 
 use std::{
@@ -28,7 +26,6 @@ use std::{
 
 use self::{
     dialogue::{Answer, Dialogue},
-    door::OpenDoor,
     ending::give_up,
     init::Reaper,
     ledger::Ledger,
@@ -37,6 +34,7 @@ use self::{
 use crate::{
     job::RankEnv,
     launch::attempt::{self, Meeting, News, Plan, Request},
+    probe::way::OpenDoor,
     tls::Roots,
     wire::{
         TrainerExit,

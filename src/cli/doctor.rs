@@ -1,5 +1,6 @@
 //! `qvl doctor`: will the job run on these machines?
 
+mod active;
 mod asked;
 mod binary;
 mod catalog;
@@ -11,6 +12,7 @@ mod observed;
 mod parity;
 mod permission;
 mod replay;
+mod serve;
 mod undo;
 mod what_if;
 mod why;
@@ -24,6 +26,7 @@ use std::{
 
 use clap::{Args, Subcommand, ValueEnum};
 
+pub(super) use active::{options as active_options, run as active_tests};
 pub(super) use asked::{folders, sizes};
 pub(super) use gate::{Gate, Judged, gate, stop_launch};
 pub(super) use permission::{Permission, VerdictArgs};
@@ -108,6 +111,8 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "TIME", requires = "cluster", value_parser = cluster::launch::duration)]
     wait: Option<Duration>,
     #[command(flatten)]
+    active: active::ActiveArgs,
+    #[command(flatten)]
     target: cluster::Target,
 }
 
@@ -142,6 +147,8 @@ enum DoctorCommand {
     Diff(diff::DiffArgs),
     /// Take repairs of `--fix --apply` back, the newest first.
     Undo(undo::UndoArgs),
+    /// Let other hosts test their way to this one, for a while: the other side of `--peers`.
+    Serve(serve::ServeArgs),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -180,6 +187,7 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
         Some(DoctorCommand::WhatIf(args)) => return what_if::run(args, out),
         Some(DoctorCommand::Diff(args)) => return diff::run(args, out),
         Some(DoctorCommand::Undo(args)) => return undo::run(args, out),
+        Some(DoctorCommand::Serve(args)) => return serve::run(args, out),
         None => {}
     }
     if args.fix {
@@ -223,7 +231,7 @@ fn judged(args: &DoctorArgs, out: Option<&mut dyn Write>) -> Result<Judged, CliE
     let allowed = allowed(&args.allow_unknown)?;
     let (demand, folders, known) = asked::demand(&args.asked, args.cluster)?;
     if !args.cluster {
-        let snapshot = observed::snapshot(args, folders)?;
+        let snapshot = observed::snapshot(args, folders, &demand)?;
         let mut report = doctor::diagnose(&snapshot, &demand);
         fleet::add(&mut report, &snapshot, &demand, &known, &allowed, Seen::ALL);
         return Ok(Judged { report, snapshot, demand, known, allowed });

@@ -17,6 +17,7 @@ mod operator;
 mod plan;
 mod plan_text;
 mod preflight;
+mod probe_active;
 mod probe_driver;
 mod report;
 mod schema;
@@ -47,6 +48,9 @@ pub enum Command {
     /// Ask the driver for the doctor.
     #[command(hide = true)]
     ProbeDriver(probe_driver::ProbeDriverArgs),
+    /// Make one active test for the doctor.
+    #[command(hide = true)]
+    ProbeActive(probe_active::ProbeActiveArgs),
     /// Show what a job will do: steps, saves, learning rate, memory per rank.
     Plan(plan::PlanArgs),
     /// Run a job.
@@ -131,6 +135,7 @@ fn dispatch(command: &Command) -> Result<ExitStatus, CliError> {
     match command {
         Command::Doctor(args) => doctor::run(args, &mut out),
         Command::ProbeDriver(args) => probe_driver::run(args, &mut out),
+        Command::ProbeActive(args) => probe_active::run(args, &mut out),
         Command::Plan(args) => plan::run(args, &mut out),
         Command::Launch(args) => launch::run(args),
         Command::Wait(args) => cluster::commands::wait(args),

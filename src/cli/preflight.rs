@@ -66,13 +66,20 @@ fn gate(
         folders: super::doctor::folders(&planned.job, folder),
         ..probe::Options::default()
     };
-    let facts = probe::node(&options);
+    let mut facts = probe::node(&options);
+    // Of the whole job, this machine has the ranks of this pod.
+    let demand = Demand::of(&planned.job, super::doctor::sizes(planned, folder));
+    let demand = Demand { ranks: Some(pod.ranks), ..demand };
+    if cluster.active_tests {
+        let trainer = Some(pod.trainer.as_path());
+        let active = super::doctor::active_options(&facts, &options.folders, &demand, trainer)
+            .map_err(|error| broken(error.line(), TrainerExit::Preflight))?;
+        facts.active = Some(Box::new(super::doctor::active_tests(&facts, &active)));
+    }
     let storage = facts.storage.value().cloned().unwrap_or_default();
     let nodes = BTreeMap::from([(probe::name(&facts), facts)]);
     let snapshot = Snapshot { nodes, expected: BTreeSet::new() };
-    // Of the whole job, this machine has the ranks of this pod.
-    let demand = Demand::of(&planned.job, super::doctor::sizes(planned, folder));
-    let report = doctor::diagnose(&snapshot, &Demand { ranks: Some(pod.ranks), ..demand });
+    let report = doctor::diagnose(&snapshot, &demand);
     // If nobody reads what it says, the verdict counts all the same.
     let _written = report::problems(&report, &super::doctor::view(&allowed), out)
         .and_then(|()| writeln!(out, "{}", report::summary(&report)));

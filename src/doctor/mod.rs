@@ -38,7 +38,7 @@ pub use floor::{Floor, Reason, floor};
 pub use judgement::{Conflict, Evidence, Judgement, Outcome, Problem, Side, Stop, Value};
 pub use report::{CheckResult, Counts, Few, Overall, Report, Subject, Verdict};
 pub use rule::{Agreement, Applies, Area, Check, Rule, Severity};
-pub use rules::RULES;
+pub use rules::{RULES, active::is_active, busy::occupied};
 pub use seal::{Digester, Seal, digest, job_digest, rules_digest};
 pub use table::bytes as human_bytes;
 

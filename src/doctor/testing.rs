@@ -97,6 +97,7 @@ fn node(number: u32) -> NodeFacts {
         system: parts::system(),
         official: parts::official(),
         offered_gpus: None,
+        active: Some(Box::new(parts::active())),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod causes;
 mod mutations;
+mod mutations_active;
 mod mutations_gpu;
 mod mutations_host;
 mod mutations_network;

@@ -4,6 +4,7 @@
 //! "healthy" from "unknown". Every fact says where it comes from, and that becomes evidence.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod active;
 mod cuda;
 mod edit;
 mod fact;
@@ -22,6 +23,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+pub use active::{
+    ActiveFacts, ComputeTest, CoreTest, Ended, MemoryTest, NetworkTest, NumaBandwidth, PairTest,
+    StorageResult, StorageTest,
+};
 pub use cuda::{CudaFacts, CudaState};
 pub use edit::{Difference, EditError, differences, edited};
 pub use fact::{Fact, Unread};
@@ -131,4 +136,7 @@ pub struct NodeFacts {
     /// GPUs that a cluster's scheduler may give away here; `None` outside of a cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offered_gpus: Option<u64>,
+    /// What active tests found; `None` if they were not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<Box<ActiveFacts>>,
 }

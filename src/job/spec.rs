@@ -610,6 +610,9 @@ pub struct Cluster {
     pub allow_unknown: Vec<String>,
     /// Test the network between the pods before the first step; takes about two seconds.
     pub test_network: bool,
+    /// Before the first step each pod also writes to the output folder and computes on its
+    /// processors and GPUs; takes about ten seconds.
+    pub active_tests: bool,
     /// Seconds after the end until the pods are deleted; their logs stay.
     pub ttl_seconds: u32,
 }
@@ -635,6 +638,7 @@ impl Default for Cluster {
             start_timeout_seconds: 600,
             allow_unknown: Vec::new(),
             test_network: true,
+            active_tests: false,
             ttl_seconds: 86_400,
         }
     }

@@ -1,13 +1,15 @@
-//! Asks the driver in a process of its own.
+//! Asks the driver, and makes active tests, in a process of its own.
 //!
 //! A driver that wedges never returns from a call, and a thread that hangs in the kernel keeps
 //! its whole process from ending; a broken library may also crash its caller. So the doctor
 //! starts itself again for the driver calls, and kills that process when it stays silent. The
-//! child says each call before it makes it: the last one is the one that hangs.
+//! child says each call before it makes it: the last one is the one that hangs. A disk that does
+//! not answer is the same story.
 
 use std::{
+    ffi::OsString,
     io::{self, BufRead, BufReader, Read},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         Mutex, PoisonError,
@@ -20,6 +22,7 @@ use std::{
 use serde::de::DeserializeOwned;
 
 use super::{Progress, cuda, nvml};
+use crate::wire::gputest::{ANSWER, CALL};
 
 /// Longest silence: the time of one call, which takes milliseconds on a healthy driver.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -59,9 +62,24 @@ pub(super) enum Silence {
     Crashed { message: String },
 }
 
+/// What a child does, and how long it may take.
+#[derive(Clone, Debug)]
+pub(super) struct Errand {
+    /// Names it: while a child hangs in it, no other is started for the same.
+    pub name: String,
+    pub program: PathBuf,
+    pub args: Vec<OsString>,
+    /// Environment variables beside those of this process.
+    pub variables: Vec<(&'static str, String)>,
+    /// Longest time between two steps.
+    pub silence: Duration,
+    /// Longest time in all.
+    pub longest: Duration,
+}
+
 /// A child that was started and not yet listened to.
 pub(super) struct Question {
-    library: DriverLibrary,
+    errand: Errand,
     asked: Asked,
 }
 
@@ -73,7 +91,7 @@ enum Asked {
 
 /// A child that was killed and does not die, because its call does not return.
 struct Stuck {
-    library: DriverLibrary,
+    name: String,
     child: Child,
     call: String,
     since: Instant,
@@ -83,30 +101,47 @@ struct Stuck {
 static STUCK: Mutex<Vec<Stuck>> = Mutex::new(Vec::new());
 
 /// What the earlier children say that still hang; those that died are reaped.
-fn stuck(all: &Mutex<Vec<Stuck>>, library: DriverLibrary) -> Option<Silence> {
+fn stuck(all: &Mutex<Vec<Stuck>>, name: &str) -> Option<Silence> {
     let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
     all.retain_mut(|one| matches!(one.child.try_wait(), Ok(None)));
-    let one = all.iter().find(|one| one.library == library)?;
+    let one = all.iter().find(|one| one.name == name)?;
     Some(Silence::Hung { call: one.call.clone(), after_ms: millis(one.since) })
 }
 
 /// Starts `program probe-driver LIBRARY`, unless the last one still hangs.
 pub(super) fn start(program: &Path, library: DriverLibrary) -> Question {
-    if let Some(silence) = stuck(&STUCK, library) {
-        return Question { library, asked: Asked::Stuck(silence) };
-    }
-    ask(program, library, &[], Stdio::null())
+    send(errand(program, library, &[]))
 }
 
-fn ask(program: &Path, library: DriverLibrary, more: &[&str], stdin: Stdio) -> Question {
-    let child = Command::new(program)
-        .args(["probe-driver", library.name()])
-        .args(more)
+fn errand(program: &Path, library: DriverLibrary, more: &[&str]) -> Errand {
+    let args = ["probe-driver", library.name()];
+    Errand {
+        name: library.name().to_owned(),
+        program: program.to_owned(),
+        args: args.iter().chain(more).map(Into::into).collect(),
+        variables: Vec::new(),
+        silence: SILENCE,
+        longest: LONGEST,
+    }
+}
+
+/// Starts a child for this errand, unless the last one still hangs in it.
+pub(super) fn send(errand: Errand) -> Question {
+    ask(errand, Stdio::null())
+}
+
+fn ask(errand: Errand, stdin: Stdio) -> Question {
+    if let Some(silence) = stuck(&STUCK, &errand.name) {
+        return Question { errand, asked: Asked::Stuck(silence) };
+    }
+    let child = Command::new(&errand.program)
+        .args(&errand.args)
+        .envs(errand.variables.iter().map(|(name, value)| (name, value)))
         .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn();
-    Question { library, asked: Asked::Started(child) }
+    Question { errand, asked: Asked::Started(child) }
 }
 
 /// Asks for the persistence mode of a GPU, or sets it first. Turning it on initialises the GPU,
@@ -119,7 +154,7 @@ pub fn persistence(
 ) -> Result<bool, nvml::PersistenceError> {
     let lost = |message: String| nvml::PersistenceError { message, denied: false };
     let library = DriverLibrary::Nvml;
-    if let Some(Silence::Hung { call, .. }) = stuck(&STUCK, library) {
+    if let Some(Silence::Hung { call, .. }) = stuck(&STUCK, library.name()) {
         return Err(lost(format!("the driver hangs in {call}")));
     }
     let text = set.map(|on| on.to_string());
@@ -127,8 +162,10 @@ pub fn persistence(
     if let Some(text) = &text {
         more.extend(["--set", text]);
     }
-    let answer = ask(program, library, &more, stdin).answer_within(LONGEST);
-    let answer: Result<Result<bool, nvml::PersistenceError>, Silence> = answer;
+    // One call, and a slow one.
+    let errand = Errand { silence: LONGEST, ..errand(program, library, &more) };
+    let answer: Result<Result<bool, nvml::PersistenceError>, Silence> =
+        ask(errand, stdin).answer();
     answer.unwrap_or_else(|silence| match silence {
         Silence::Hung { call, after_ms } => {
             Err(lost(format!("the driver did not return from {call} within {after_ms} ms")))
@@ -143,18 +180,14 @@ pub fn serve_persistence(
     set: Option<bool>,
     mut say: impl FnMut(&str) + Send + 'static,
 ) -> String {
-    let progress = Progress::to(move |call| say(&format!("call {call}")));
+    let progress = Progress::to(move |call| say(&format!("{CALL}{call}")));
     let answer = nvml::persistence(nvml::LIBRARY.as_ref(), gpu, set, &progress);
-    format!("answer {}", serde_json::to_string(&answer).expect("plain data"))
+    format!("{ANSWER}{}", serde_json::to_string(&answer).expect("plain data"))
 }
 
 impl Question {
     /// Waits for the answer.
     pub(super) fn answer<T: DeserializeOwned>(self) -> Result<T, Silence> {
-        self.answer_within(SILENCE)
-    }
-
-    fn answer_within<T: DeserializeOwned>(self, silence: Duration) -> Result<T, Silence> {
         let crashed = |message: String| Silence::Crashed { message };
         let child = match self.asked {
             Asked::Started(child) => child,
@@ -162,21 +195,21 @@ impl Question {
         };
         let mut child = child.map_err(|error| crashed(format!("it did not start: {error}")))?;
         let lines = lines(&mut child);
-        let answer = listen(&lines, silence);
+        let answer = listen(&lines, self.errand.silence, self.errand.longest);
         // A process that hangs in the kernel dies only when its call returns, if ever: it is
         // not waited for then. It may hang at its end, too, where it closes the driver.
         let _dead_already = child.kill();
-        let library = self.library;
+        let name = &self.errand.name;
         match answer {
             Ok(json) => {
-                let _status = reap(&STUCK, library, child);
+                let _status = reap(&STUCK, name, child);
                 serde_json::from_str(&json).map_err(|error| crashed(error.to_string()))
             }
             Err(Heard::Silent { call, after_ms }) => {
-                keep(&STUCK, library, child, &call);
+                keep(&STUCK, name, child, &call);
                 Err(Silence::Hung { call, after_ms })
             }
-            Err(Heard::Ended { call }) => match reap(&STUCK, library, child) {
+            Err(Heard::Ended { call }) => match reap(&STUCK, name, child) {
                 Some(status) => Err(crashed(format!("{status} in {call}"))),
                 None => Err(Silence::Hung { call: END.to_owned(), after_ms: DEATH_MS }),
             },
@@ -185,7 +218,7 @@ impl Question {
 }
 
 /// How a killed child ended; one that does not end is kept among those that hang.
-fn reap(all: &Mutex<Vec<Stuck>>, library: DriverLibrary, mut child: Child) -> Option<String> {
+fn reap(all: &Mutex<Vec<Stuck>>, name: &str, mut child: Child) -> Option<String> {
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_millis(DEATH_MS) {
         match child.try_wait() {
@@ -194,12 +227,12 @@ fn reap(all: &Mutex<Vec<Stuck>>, library: DriverLibrary, mut child: Child) -> Op
             Err(error) => return Some(error.to_string()),
         }
     }
-    keep(all, library, child, END);
+    keep(all, name, child, END);
     None
 }
 
-fn keep(all: &Mutex<Vec<Stuck>>, library: DriverLibrary, child: Child, call: &str) {
-    let one = Stuck { library, child, call: call.to_owned(), since: Instant::now() };
+fn keep(all: &Mutex<Vec<Stuck>>, name: &str, child: Child, call: &str) {
+    let one = Stuck { name: name.to_owned(), child, call: call.to_owned(), since: Instant::now() };
     all.lock().unwrap_or_else(PoisonError::into_inner).push(one);
 }
 
@@ -229,24 +262,25 @@ fn lines(child: &mut Child) -> Receiver<String> {
     receiver
 }
 
-fn listen(lines: &Receiver<String>, silence: Duration) -> Result<String, Heard> {
+fn listen(lines: &Receiver<String>, silence: Duration, longest: Duration) -> Result<String, Heard> {
     let begin = Instant::now();
     let mut call = "its start".to_owned();
     loop {
         let since = Instant::now();
-        match lines.recv_timeout(silence) {
+        let left = longest.saturating_sub(begin.elapsed());
+        match lines.recv_timeout(silence.min(left)) {
             Ok(line) => {
-                if let Some(json) = line.strip_prefix("answer ") {
+                if let Some(json) = line.strip_prefix(ANSWER) {
                     return Ok(json.to_owned());
                 }
-                line.strip_prefix("call ").unwrap_or(&line).clone_into(&mut call);
+                line.strip_prefix(CALL).unwrap_or(&line).clone_into(&mut call);
             }
             Err(RecvTimeoutError::Timeout) => {
                 return Err(Heard::Silent { call, after_ms: millis(since) });
             }
             Err(RecvTimeoutError::Disconnected) => return Err(Heard::Ended { call }),
         }
-        if LONGEST < begin.elapsed() {
+        if longest < begin.elapsed() {
             return Err(Heard::Silent { call, after_ms: millis(begin) });
         }
     }
@@ -258,7 +292,7 @@ fn millis(since: Instant) -> u64 {
 
 /// The child's side: makes the calls, tells `say` each before, and gives the answer, one line.
 pub fn serve(library: DriverLibrary, mut say: impl FnMut(&str) + Send + 'static) -> String {
-    let progress = Progress::to(move |call| say(&format!("call {call}")));
+    let progress = Progress::to(move |call| say(&format!("{CALL}{call}")));
     let json = match library {
         DriverLibrary::Nvml => {
             serde_json::to_string(&nvml::read(nvml::LIBRARY.as_ref(), &progress))
@@ -267,7 +301,7 @@ pub fn serve(library: DriverLibrary, mut say: impl FnMut(&str) + Send + 'static)
             serde_json::to_string(&cuda::read(cuda::LIBRARY.as_ref(), &progress))
         }
     };
-    format!("answer {}", json.expect("plain data"))
+    format!("{ANSWER}{}", json.expect("plain data"))
 }
 
 #[cfg(test)]
@@ -300,13 +334,13 @@ mod tests {
     fn a_call_that_hangs_is_named_and_its_process_killed() {
         let program = program("echo call cuInit; exec sleep 600");
         let begin = Instant::now();
-        let silence = start(&program, DriverLibrary::Cuda)
-            .answer_within::<CudaFacts>(Duration::from_millis(500))
-            .unwrap_err();
+        let mut question = start(&program, DriverLibrary::Cuda);
+        question.errand.silence = Duration::from_millis(500);
+        let silence = question.answer::<CudaFacts>().unwrap_err();
         assert!(matches!(&silence, Silence::Hung { call, .. } if call == "cuInit"), "{silence:?}");
         assert!(begin.elapsed() < Duration::from_secs(5));
         // It was killed, so the next question is asked again as soon as it is dead.
-        while stuck(&STUCK, DriverLibrary::Cuda).is_some() {
+        while stuck(&STUCK, "cuda").is_some() {
             thread::sleep(Duration::from_millis(5));
         }
         assert!(begin.elapsed() < Duration::from_secs(30));
@@ -316,13 +350,13 @@ mod tests {
     fn while_one_hangs_no_other_is_started() {
         let child = Command::new("sleep").arg("600").spawn().unwrap();
         let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
-        let (library, call) = (DriverLibrary::Nvml, "nvmlInit_v2".to_owned());
-        let all = Mutex::new(vec![Stuck { library, child, call, since: Instant::now() }]);
-        let silence = stuck(&all, library);
+        let (name, call) = ("nvml".to_owned(), "nvmlInit_v2".to_owned());
+        let all = Mutex::new(vec![Stuck { name, child, call, since: Instant::now() }]);
+        let silence = stuck(&all, "nvml");
         assert!(matches!(silence, Some(Silence::Hung { call, .. }) if call == "nvmlInit_v2"));
-        assert!(stuck(&all, DriverLibrary::Cuda).is_none());
+        assert!(stuck(&all, "cuda").is_none());
         nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).unwrap();
-        while stuck(&all, library).is_some() {
+        while stuck(&all, "nvml").is_some() {
             thread::sleep(Duration::from_millis(5));
         }
         assert!(all.lock().unwrap().is_empty());
@@ -350,14 +384,26 @@ mod tests {
         let child = Command::new("sleep").arg("600").spawn().unwrap();
         let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
         let (all, begin) = (Mutex::new(Vec::new()), Instant::now());
-        assert_eq!(reap(&all, DriverLibrary::Cuda, child), None);
+        assert_eq!(reap(&all, "cuda", child), None);
         assert!(begin.elapsed() < Duration::from_millis(2 * DEATH_MS));
-        let silence = stuck(&all, DriverLibrary::Cuda);
+        let silence = stuck(&all, "cuda");
         assert!(matches!(silence, Some(Silence::Hung { call, .. }) if call == END));
         nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).unwrap();
-        while stuck(&all, DriverLibrary::Cuda).is_some() {
+        while stuck(&all, "cuda").is_some() {
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    #[test]
+    fn a_child_that_talks_for_ever_is_ended_too() {
+        let program = program("while :; do echo call again; sleep 0.05; done");
+        let mut question = start(&program, DriverLibrary::Nvml);
+        question.errand.name = "talks".to_owned();
+        question.errand.longest = Duration::from_millis(400);
+        let begin = Instant::now();
+        let silence = question.answer::<NvmlFacts>().unwrap_err();
+        assert!(matches!(&silence, Silence::Hung { call, .. } if call == "again"), "{silence:?}");
+        assert!(begin.elapsed() < Duration::from_secs(5));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Everything that is text or a file is read below [`Options::root`], so tests read folders. The
 //! driver is the one that the loader of this process finds, whatever the root is.
 
+pub mod active;
 mod calls;
 mod child;
 mod content;
@@ -29,6 +30,7 @@ mod script;
 mod storage;
 mod system;
 mod text;
+pub mod way;
 
 use std::path::{Path, PathBuf};
 
@@ -138,6 +140,7 @@ pub fn node(options: &Options) -> NodeFacts {
         nvml: nvml_answer(nvml),
         cuda: cuda_answer(cuda),
         offered_gpus: None,
+        active: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The report for a person: one line for each check, four parts for each problem.
 
 mod fleet;
+mod measured;
 mod memory;
 
 use std::{
@@ -74,6 +75,7 @@ pub fn text(report: &Report, view: &View<'_>, out: &mut impl Write) -> io::Resul
     }
     unknowns(report, view, out)?;
     skips(report, view, out)?;
+    measured::figures(report, view, out)?;
     memory::fit(report, view, out)?;
     fleet::drift(report, view, out)?;
     fleet::remedy(report, view, out)?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::selftest::SelftestArgs;
+use super::{gputest::GputestArgs, selftest::SelftestArgs};
 
 /// Fine-tunes Qwen-VL. Normally started by `qvl launch`, once per rank; every command also
 /// works by hand.
@@ -28,6 +28,9 @@ pub enum Command {
     Init(InitArgs),
     /// Check the numerics of this build on this machine against golden files.
     Selftest(SelftestArgs),
+    /// Allocate, copy and verify on every GPU and between every two; `qvl doctor --active` starts
+    /// it and reads its answer.
+    Gputest(GputestArgs),
 }
 
 #[derive(Debug, Args)]

@@ -16,6 +16,7 @@ use super::{
     events::Events,
     failure::Failure,
     features::FeatureCache,
+    gputest,
     model::{self, ModelConfig, Prompt, QwenVl, Trainable},
     place::Place,
     run, selftest,
@@ -45,6 +46,10 @@ pub fn dispatch(
         Command::Chat(args) => chat(args, out),
         Command::Init(args) => init(args, out),
         Command::Selftest(args) => check(args, out),
+        Command::Gputest(args) => {
+            let mut out = out;
+            gputest::run(args, &mut *out)
+        }
     }
 }
 

@@ -14,6 +14,7 @@ pub mod events;
 pub mod export;
 pub mod failure;
 pub mod features;
+pub mod gputest;
 pub mod guard;
 pub mod memory;
 pub mod model;

@@ -8,6 +8,7 @@
 pub mod env;
 mod event;
 mod exit;
+pub mod gputest;
 pub mod pairs;
 mod supervision;
 pub mod sync;

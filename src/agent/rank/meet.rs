@@ -2,13 +2,14 @@
 
 use std::{thread, time::Instant};
 
-use super::{
-    Lines, Supervisor, TICK, dialogue::Answer, door::OpenDoor, ending::give_up, pairs, say_line,
-};
-use crate::wire::{
-    TrainerExit,
-    pairs::Peer,
-    sync::{PodPhase, SyncReply},
+use super::{Lines, Supervisor, TICK, dialogue::Answer, ending::give_up, say_line};
+use crate::{
+    probe::way::{self, OpenDoor},
+    wire::{
+        TrainerExit,
+        pairs::Peer,
+        sync::{PodPhase, SyncReply},
+    },
 };
 
 impl Supervisor<'_> {
@@ -32,7 +33,7 @@ impl Supervisor<'_> {
             return Ok(());
         }
         let begin = Instant::now();
-        let reports = pairs::test(&peers);
+        let reports = way::test(&peers);
         let notes: Vec<String> = self.name_of_master(&peers).into_iter().collect();
         let mut say = |text: &str| {
             let rank = self.pod.index * self.pod.ranks;
@@ -40,7 +41,7 @@ impl Supervisor<'_> {
             lines(rank, 0, text);
         };
         for (report, peer) in reports.iter().zip(&peers) {
-            say(&pairs::describe(report, &peer.node));
+            say(&way::describe(report, &peer.node));
         }
         notes.iter().for_each(|note| say(&format!("network: {note}")));
         say(&format!("network: tested in {:.1} s", begin.elapsed().as_secs_f64()));
@@ -84,7 +85,7 @@ impl Supervisor<'_> {
         let master = peers.iter().find(|peer| peer.index == 0)?;
         let (job, namespace) = (&self.pod.job, &self.pod.namespace);
         let name = format!("{job}-a{}-0.{job}.{namespace}.svc", self.pod.attempt);
-        pairs::look_up(&name, &master.address)
+        way::look_up(&name, &master.address)
     }
 
     /// The ranks start: nobody tests any more.

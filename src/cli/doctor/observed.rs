@@ -9,7 +9,7 @@ use std::{
 use super::{DoctorArgs, replay};
 use crate::{
     cli::CliError,
-    doctor::Stack,
+    doctor::{Demand, Stack},
     facts::{Fact, FactsFile, KernelLog, NodeFacts, NodeName, Place, Snapshot},
     probe,
     wire::ExitStatus,
@@ -18,6 +18,7 @@ use crate::{
 pub(super) fn snapshot(
     args: &DoctorArgs,
     folders: Vec<(Place, PathBuf)>,
+    demand: &Demand,
 ) -> Result<Snapshot, CliError> {
     let expected = args.expect_nodes.iter().cloned().map(NodeName).collect();
     if !args.facts.is_empty() {
@@ -39,8 +40,9 @@ pub(super) fn snapshot(
     let driver =
         probe::Options { program, reach, official, kernel_log, ..probe::Options::default() };
     let options = probe::Options { root, trainer, folders, hashes, ..driver };
-    let facts = probe::node(&options);
+    let mut facts = probe::node(&options);
     let node = probe::name(&facts);
+    args.active.add(&mut facts, &options.folders, demand, options.trainer.as_deref())?;
     if let Some(path) = &args.save_facts {
         let origin = match &args.sysroot {
             Some(root) => format!("files below {}", root.display()),

@@ -23,6 +23,7 @@ const SETTINGS: &[&str] = &[
     "bootstrap-interface",
     "cgroup-device-denied",
     "cgroup-limits",
+    "clock-offset",
     "clock-skew",
     "compute-mode-exclusive",
     "container-runtime",
@@ -42,9 +43,12 @@ const SETTINGS: &[&str] = &[
     "master-addr",
     "master-not-local",
     "memlock-low",
+    "memory-not-allocatable",
     "mps-inconsistent",
+    "mtu-black-hole",
     "mtu-mismatch",
     "nccl-hostid-clash",
+    "p2p-copy-wrong",
     "port-in-use",
     "rank-env-missing",
     "rank-gpu-clash",
@@ -123,9 +127,12 @@ mod tests {
 
     /// Hardware, capacity, or a way through the network: no action on the node makes it fit.
     const BEYOND: &[&str] = &[
+        "copy-bandwidth",
+        "cpu-miscomputes",
         "dtype-unsupported",
         "gpu-count-mismatch",
         "gpu-duplicate",
+        "gpu-memory-wrong",
         "host-memory-short",
         "hw-throttle",
         "memory-too-small",
@@ -133,9 +140,12 @@ mod tests {
         "p2p-broken",
         "pcie-aer",
         "pcie-width",
+        "peer-unreachable",
         "retired-pages",
         "row-remap-failed",
+        "sdc-vote",
         "sram-ecc-threshold",
+        "storage-broken",
         "tcp-unreachable",
     ];
 

@@ -28,6 +28,29 @@ pub(super) static RULE: Rule = Rule {
 const IDLE_BYTES: u64 = 2 << 30;
 const BUSY_PERCENT: u32 = 20;
 
+/// Who uses a GPU of this machine, if anybody does: active tests would disturb him, and what they
+/// measured would be nobody's.
+pub fn occupied(node: &NodeFacts) -> Option<String> {
+    let gpus = node.nvml.gpus.value()?;
+    gpus.iter().find_map(|gpu| {
+        let pids: Vec<String> = gpu.processes.value().map_or(Vec::new(), |processes| {
+            processes.iter().map(|process| process.pid.to_string()).collect()
+        });
+        let used = gpu.memory_used_bytes.value().copied().unwrap_or(0);
+        let percent = gpu.utilization_percent.value().copied().flatten().unwrap_or(0);
+        if pids.is_empty() && used <= IDLE_BYTES && percent <= BUSY_PERCENT {
+            return None;
+        }
+        let by = if pids.is_empty() {
+            "by a process that is not shown here".to_owned()
+        } else {
+            format!("by process {}", pids.join(", "))
+        };
+        let used = table::bytes(used);
+        Some(format!("GPU {} is in use {by}: {used} of memory, activity {percent} %", gpu.index))
+    })
+}
+
 fn check(node: &NodeFacts, demand: &Demand) -> Outcome {
     let texts = Texts {
         impact: "the job may run out of memory, or share the GPU and run at half its speed",

@@ -1,10 +1,11 @@
 //! The table of all rules. A rule's name in the code is its id in capitals; small siblings share
 //! a file.
 
+pub(super) mod active;
 mod affinity;
 mod batch_lr_drift;
 mod binary;
-mod busy;
+pub(super) mod busy;
 mod clock;
 mod cuda_version;
 mod data_unusable;
@@ -20,7 +21,9 @@ mod gpu_lost;
 mod gpu_modes;
 mod gpu_skew;
 mod gpu_state;
+mod gpu_test;
 mod host_memory;
+mod host_test;
 mod identity;
 mod interfaces;
 mod kernel;
@@ -35,6 +38,7 @@ mod memory_state;
 mod memory_wear;
 mod nccl;
 mod nccl_settings;
+mod network_test;
 mod nvml_unavailable;
 mod nvswitch;
 mod packages;
@@ -49,6 +53,7 @@ mod rdma;
 mod rendezvous;
 mod shared_memory;
 mod storage;
+mod storage_test;
 pub(super) mod tcp;
 mod thermal;
 mod training_program;
@@ -289,4 +294,19 @@ pub static RULES: &[&Rule] = &[
     &launch_script::UNUSED_PARAMETERS,
     &launch_script::SAVE_NEVER_FIRES,
     &launch_script::EMBEDDING_TRAINED,
+    &storage_test::STORAGE_BROKEN,
+    &storage_test::CHECKPOINT_SLOW,
+    &storage_test::FSYNC_SLOW,
+    &host_test::MEMORY_BANDWIDTH_UNEVEN,
+    &host_test::CPU_MISCOMPUTES,
+    &host_test::STRAGGLER,
+    &network_test::PEER_UNREACHABLE,
+    &network_test::MTU_BLACK_HOLE,
+    &network_test::NETWORK_SLOW,
+    &network_test::CLOCK_OFFSET,
+    &gpu_test::MEMORY_NOT_ALLOCATABLE,
+    &gpu_test::GPU_MEMORY_WRONG,
+    &gpu_test::P2P_COPY_WRONG,
+    &gpu_test::COPY_BANDWIDTH,
+    &gpu_test::SDC_VOTE,
 ];

@@ -3,10 +3,91 @@
 use std::collections::BTreeMap;
 
 use super::{GIB, known};
-use crate::facts::{
-    CgroupEvents, ClockState, CodeMark, Cpu, DeepSpeedConfig, Governor, LaunchScript, Launcher,
-    MemoryDetail, MemoryErrors, OfficialFacts, Pressure, ProcessTable, SystemFacts,
+use crate::{
+    facts::{
+        ActiveFacts, CgroupEvents, ClockState, CodeMark, ComputeTest, CoreTest, Cpu,
+        DeepSpeedConfig, Ended, Governor, LaunchScript, Launcher, MemoryDetail, MemoryErrors,
+        MemoryTest, NetworkTest, NumaBandwidth, OfficialFacts, PairTest, Place, Pressure,
+        ProcessTable, StorageResult, StorageTest, SystemFacts,
+    },
+    wire::{
+        gputest::{Copied, DeviceTest, GpuTests, Outcome, PeerTest, Tested},
+        pairs::Way,
+    },
 };
+
+/// What active tests find on a healthy node.
+pub(super) fn active() -> ActiveFacts {
+    let storage = StorageTest {
+        place: Some(Place::Output),
+        path: "/data/out".to_owned(),
+        ended: Ended::Done(StorageResult {
+            error: None,
+            bytes: 256 << 20,
+            write_seconds: 0.25,
+            read_seconds: 0.1,
+            wrong_bytes: 0,
+            fsync_median_us: 900,
+            fsync_longest_us: 4000,
+            rename_us: 1500,
+            free_bytes: 800 * GIB,
+        }),
+    };
+    let memory = |node| NumaBandwidth {
+        node,
+        threads: 32,
+        bytes: 3 * GIB,
+        bytes_per_second: 180e9 + f64::from(node),
+    };
+    let core = |cpu| CoreTest { cpu, runs: 300, wrong: Vec::new(), flops: 6e9 };
+    let pair = |from, to| PairTest {
+        from,
+        to,
+        way: Way::Open {
+            round_trip_us: 60,
+            sent_mbit: 23_000.0,
+            received_mbit: 22_000.0,
+            clock_ahead_ms: 0.4,
+            clock_error_ms: 0.03,
+        },
+    };
+    let network = NetworkTest {
+        hosts: ["n1", "n2:7400", "n3:7400"].map(str::to_owned).into(),
+        rounds: 3,
+        pairs: vec![pair(0, 1), pair(0, 2), pair(1, 2)],
+        untested: Vec::new(),
+    };
+    ActiveFacts {
+        storage: known(vec![storage]),
+        memory: known(Ended::Done(MemoryTest { nodes: (0..2).map(memory).collect() })),
+        compute: known(Ended::Done(ComputeTest {
+            expected: 7,
+            cores: (0..64).map(core).collect(),
+        })),
+        gpus: known(Ended::Done(GpuTests::Tested(gpu_tests()))),
+        network: Some(known(Ended::Done(network))),
+    }
+}
+
+fn gpu_tests() -> Tested {
+    let device = |ordinal: u32| DeviceTest {
+        ordinal,
+        name: "NVIDIA A100-SXM4-80GB".to_owned(),
+        pci_address: Some(super::pci_gpu(ordinal).address),
+        allocated: Outcome::Done,
+        copied: Copied::Right,
+        to_device: Some(25.9e9),
+        to_host: Some(26.1e9),
+        kernels: Some(vec![0x5eed; 3]),
+    };
+    let peer = |from, to| PeerTest { from, to, can_access: Some(true), copied: Copied::Right };
+    Tested {
+        devices: (0..2).map(device).collect(),
+        peers: vec![peer(0, 1), peer(1, 0)],
+        asked_bytes: 30 * GIB,
+        copy_bytes: 64 << 20,
+    }
+}
 
 pub(super) fn system() -> SystemFacts {
     let sysctl = [

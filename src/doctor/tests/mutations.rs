@@ -59,6 +59,7 @@ pub(super) fn mutations() -> Vec<(&'static str, Mutation)> {
     [FIRST, super::mutations_host::HOST, super::mutations_gpu::GPU]
         .into_iter()
         .chain([super::mutations_network::NETWORK, super::mutations_official::OFFICIAL])
+        .chain([super::mutations_active::ACTIVE])
         .flatten()
         .copied()
         .collect()

@@ -1,11 +1,12 @@
 //! The network between the pods: who tests the way to whom, and what the findings mean.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::round::{Gang, Pod};
 use crate::{
     api::job::LastFailure,
     launch::text,
+    locate::{self, Blame, Pair, pair},
     wire::{
         pairs::{Peer, Way},
         sync::PodPhase,
@@ -16,8 +17,6 @@ use crate::{
 const WAYS: u32 = 3;
 /// A link that agreed on 100 Mbit/s gives less: a gradient sum then takes longer than most steps.
 const SLOW_MBIT: f64 = 100.0;
-/// A way this much slower than the others is worth a look. A proposal.
-const SLOWER: f64 = 4.0;
 /// Pods of one rack or one zone are nearer than this. A proposal.
 const FAR_US: u64 = 5000;
 /// Clocks that differ by more mix up the order of log lines.
@@ -87,7 +86,7 @@ fn judge(pods: &BTreeMap<u32, Pod>, ranks_per_pod: u32) -> Network {
         .map(|(edge, way)| (*edge, *way))
         .collect();
     let failure = failed.first().map(|(edge, way)| {
-        let culprit = culprit(&failed);
+        let culprit = culprit(&ways);
         let index = culprit.unwrap_or(edge.1);
         let more = match failed.len() {
             1 => String::new(),
@@ -124,16 +123,17 @@ fn judge(pods: &BTreeMap<u32, Pod>, ranks_per_pod: u32) -> Network {
     Network { failure, notes }
 }
 
-/// The one pod that all ways which do not work have in common, if others could tell.
-fn culprit(failed: &[(Edge, &Way)]) -> Option<u32> {
-    let ends = |(a, b): Edge| BTreeSet::from([a, b]);
-    let common = failed
-        .iter()
-        .map(|(edge, _way)| ends(*edge))
-        .reduce(|left, right| left.intersection(&right).copied().collect())?;
-    // Of a single pair, both are in common.
-    let [index] = *common.into_iter().collect::<Vec<_>>() else { return None };
-    Some(index)
+/// The pod to whom the ways that do not work point, if they point to one.
+fn culprit(ways: &BTreeMap<Edge, &Way>) -> Option<u32> {
+    let mut tested: BTreeMap<Pair, bool> = BTreeMap::new();
+    for ((a, b), way) in ways {
+        // Broken one way is broken.
+        *tested.entry(pair(*a, *b)).or_default() |= !matches!(way, Way::Open { .. });
+    }
+    match locate::blame(&tested).nodes.as_slice() {
+        [index] => Some(*index),
+        _several => None,
+    }
 }
 
 /// What is wrong with a way with its consequence, and what helps.
@@ -166,32 +166,12 @@ fn words(way: &Way, from: &str, to: &str) -> (String, &'static str) {
 
 /// What slows a training down or confuses its logs.
 fn warnings(ways: &BTreeMap<Edge, &Way>, place: impl Fn(u32) -> String) -> Vec<String> {
-    let mut speeds: Vec<f64> = ways
-        .values()
-        .filter_map(|way| match way {
-            Way::Open { sent_mbit, received_mbit, .. } => Some(sent_mbit.min(*received_mbit)),
-            Way::Closed { .. } | Way::Mute { .. } | Way::Narrow { .. } => None,
-        })
-        .collect();
-    speeds.sort_by(f64::total_cmp);
-    // With few ways there is no usual one.
-    let usual = speeds.get(speeds.len() / 2).copied().filter(|_usual| 3 <= speeds.len());
-    let mut warnings = Vec::new();
+    let mut warnings = slow(ways, &place);
     for ((from, to), way) in ways {
-        let Way::Open { round_trip_us, sent_mbit, received_mbit, clock_ahead_ms, clock_error_ms } =
-            *way
-        else {
+        let Way::Open { round_trip_us, clock_ahead_ms, clock_error_ms, .. } = *way else {
             continue;
         };
         let pair = format!("{} and {}", place(*from), place(*to));
-        let speed = sent_mbit.min(*received_mbit);
-        if speed < SLOW_MBIT || usual.is_some_and(|usual| speed * SLOWER < usual) {
-            let usual =
-                usual.map_or(String::new(), |usual| format!(", {usual:.0} between the others"));
-            warnings.push(format!(
-                "slow network: {speed:.0} Mbit/s between {pair}{usual}; every step waits for it"
-            ));
-        }
         if FAR_US < *round_trip_us {
             let millis = *round_trip_us as f64 / 1000.0;
             warnings.push(format!(
@@ -209,192 +189,44 @@ fn warnings(ways: &BTreeMap<Edge, &Way>, place: impl Fn(u32) -> String) -> Vec<S
     warnings
 }
 
+/// Pods and pairs that are slower than their peers, and pairs that are slow by any measure.
+fn slow(ways: &BTreeMap<Edge, &Way>, place: &impl Fn(u32) -> String) -> Vec<String> {
+    let mut speeds: BTreeMap<Pair, f64> = BTreeMap::new();
+    for ((a, b), way) in ways {
+        if let Way::Open { sent_mbit, received_mbit, .. } = way {
+            let slower = sent_mbit.min(*received_mbit);
+            let known = speeds.entry(pair(*a, *b)).or_insert(slower);
+            *known = known.min(slower);
+        }
+    }
+    let Blame { nodes, mut links, tie: _ } = locate::slow(&speeds);
+    let of = |node: u32| speeds.iter().filter(move |((a, b), _speed)| *a == node || *b == node);
+    let fastest = speeds.values().copied().fold(0.0, f64::max);
+    let elsewhere =
+        if 3 <= speeds.len() { format!(", up to {fastest:.0} elsewhere") } else { String::new() };
+    let mut warnings = Vec::new();
+    for node in &nodes {
+        let best = of(*node).map(|(_pair, speed)| *speed).fold(0.0, f64::max);
+        warnings.push(format!(
+            "slow network: {best:.0} Mbit/s at best to and from {}{elsewhere}; every step waits for it",
+            place(*node)
+        ));
+    }
+    let absolute = speeds.iter().filter(|(_pair, speed)| **speed < SLOW_MBIT);
+    let named = |(a, b): &Pair| nodes.contains(a) || nodes.contains(b);
+    links.extend(absolute.map(|(pair, _speed)| *pair).filter(|pair| !named(pair)));
+    links.sort_unstable();
+    links.dedup();
+    for link in links {
+        let (a, b) = (place(link.0), place(link.1));
+        warnings.push(format!(
+            "slow network: {:.0} Mbit/s between {a} and {b}{elsewhere}; every step waits for it",
+            speeds[&link]
+        ));
+    }
+    warnings
+}
+
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test begins at some moment")]
-mod tests {
-    use std::time::Instant;
-
-    use super::*;
-    use crate::{
-        operator::gang::{self, GangPhase, GangSpec, Gangs},
-        wire::{
-            TrainerExit,
-            pairs::{Door, PairReport},
-            sync::{SyncReply, SyncRequest},
-        },
-    };
-
-    const OPEN: Way = Way::Open {
-        round_trip_us: 200,
-        sent_mbit: 9000.0,
-        received_mbit: 9000.0,
-        clock_ahead_ms: 1.0,
-        clock_error_ms: 0.1,
-    };
-
-    fn closed() -> Way {
-        Way::Closed { what: "timed out".to_owned() }
-    }
-
-    /// All targets of all pods, open but for what is given.
-    fn network(pods: u32, others: &[(Edge, Way)]) -> Network {
-        let pod = |index: u32| {
-            let pairs = targets(index, pods).into_iter().map(|peer| {
-                let other = others.iter().find(|(edge, _way)| *edge == (index, peer));
-                PairReport { peer, way: other.map_or(OPEN, |(_edge, way)| way.clone()) }
-            });
-            let request = SyncRequest {
-                pairs: pairs.collect(),
-                ..gang::tests::said(index, PodPhase::Joining)
-            };
-            let heard = Instant::now();
-            (index, Pod { request, heard, ran: None, accounts: Vec::new(), spoke: true })
-        };
-        judge(&(0..pods).map(pod).collect(), 2)
-    }
-
-    #[test]
-    fn few_ways_join_all_pods_and_two_pods_test_both_directions() {
-        assert_eq!(targets(0, 1), Vec::<u32>::new());
-        assert_eq!([targets(0, 2), targets(1, 2)], [[1], [0]]);
-        assert_eq!(targets(3, 4), [0, 1]);
-        for pods in 2..200 {
-            let mut reached = BTreeSet::from([0]);
-            let mut news = vec![0];
-            while let Some(index) = news.pop() {
-                let new = targets(index, pods);
-                assert!(new.len() <= WAYS as usize && !new.contains(&index));
-                news.extend(new.into_iter().filter(|target| reached.insert(*target)));
-            }
-            assert_eq!(reached.len(), pods as usize);
-        }
-    }
-
-    #[test]
-    fn a_network_that_works_is_not_mentioned() {
-        for pods in 1..10 {
-            assert_eq!(network(pods, &[]), Network::default());
-        }
-    }
-
-    #[test]
-    fn a_broken_pair_is_named_and_no_node_is_blamed() {
-        for others in [vec![((0, 1), closed())], vec![((0, 1), closed()), ((1, 0), closed())]] {
-            let failure = network(2, &others).failure.unwrap();
-            assert_eq!(failure.class, "network");
-            let what = failure.what;
-            assert!(what.starts_with("pod 0 (node-0) cannot connect to pod 1 (node-1)"), "{what}");
-            assert!(what.contains("either node may be to blame"), "{what}");
-            assert!(failure.hint.unwrap().contains("NetworkPolicy"));
-        }
-        let failure = network(5, &[((2, 3), closed())]).failure.unwrap();
-        assert_eq!(failure.class, "network", "one way of many is no proof against a node");
-    }
-
-    #[test]
-    fn the_node_that_all_broken_ways_share_is_blamed() {
-        let narrow = Way::Narrow { what: "no answer".to_owned() };
-        let others = [((1, 2), narrow.clone()), ((0, 2), narrow.clone()), ((2, 3), narrow)];
-        let failure = network(5, &others).failure.unwrap();
-        let blamed = (failure.class.as_str(), failure.node.as_str(), failure.rank);
-        assert_eq!(blamed, ("preflight", "node-2", 4));
-        assert!(failure.what.contains("and 2 ways more"), "{}", failure.what);
-        assert!(failure.what.contains("hang in the first gradient sum"), "{}", failure.what);
-        assert!(failure.hint.unwrap().contains("MTU"));
-        // Two pairs that have nothing in common are no single node's fault.
-        let failure = network(5, &[((0, 1), closed()), ((2, 3), closed())]).failure.unwrap();
-        assert_eq!(failure.class, "network");
-    }
-
-    #[test]
-    fn slow_far_and_wrong_clocks_are_notes() {
-        let odd = |round_trip_us, sent_mbit, clock_ahead_ms| Way::Open {
-            round_trip_us,
-            sent_mbit,
-            received_mbit: 9000.0,
-            clock_ahead_ms,
-            clock_error_ms: 0.1,
-        };
-        for (way, expected) in [
-            (odd(200, 95.0, 0.0), "slow network: 95 Mbit/s between pod 0 (node-0) and pod 1"),
-            (odd(200, 2000.0, 0.0), "slow network: 2000 Mbit/s"),
-            (odd(80_000, 9000.0, 0.0), "far apart: 80.0 ms"),
-            (odd(200, 9000.0, -2500.0), "clocks differ by 2.5 s"),
-        ] {
-            let found = network(4, &[((0, 1), way)]);
-            assert_eq!((found.failure, found.notes.len()), (None, 1));
-            assert!(found.notes[0].starts_with(expected), "{}", found.notes[0]);
-        }
-        let far = network(4, &[((0, 1), odd(80_000, 9000.0, 81.0))]);
-        assert_eq!(far.notes.len(), 1, "a clock is not wrong by half of a round trip");
-    }
-
-    fn gangs(pods: u32) -> Gangs {
-        let mut gangs = gang::tests::tokens();
-        let spec = GangSpec {
-            attempt: 1,
-            pods,
-            ranks_per_pod: 2,
-            max_restarts: 3,
-            restarts: 0,
-            epoch_floor: 0,
-            replaces: false,
-        };
-        gangs.register(gang::tests::key(), spec);
-        gangs
-    }
-
-    fn with_door(index: u32, phase: PodPhase) -> SyncRequest {
-        let door = Door { port: 9, secret: format!("secret-{index}") };
-        SyncRequest { door: Some(door), ..gang::tests::said(index, phase) }
-    }
-
-    #[test]
-    fn pods_meet_when_all_are_there_and_start_when_all_ways_are_open() {
-        let (mut gangs, now) = (gangs(2), Instant::now());
-        let mut ask = |request: &SyncRequest| gangs.sync(now, &gang::tests::key(), request);
-        let first = with_door(0, PodPhase::Preflight);
-        assert_eq!(ask(&first), Ok(SyncReply::Continue), "pod 1 is not there");
-        let testing = gang::tests::said(1, PodPhase::Preflight);
-        ask(&testing).unwrap();
-        assert_eq!(ask(&first), Ok(SyncReply::Continue), "pod 1 tests its machine");
-        let met = ask(&with_door(1, PodPhase::Preflight)).unwrap();
-        let SyncReply::Meet { peers } = met else { panic!("{met:?}") };
-        let [peer] = peers.as_slice() else { panic!("{peers:?}") };
-        assert_eq!((peer.index, peer.address.as_str()), (0, "10.0.0.0"));
-        assert_eq!(peer.door.secret, "secret-0");
-        let found = |index: u32, way: &Way| {
-            let pairs = vec![PairReport { peer: 1 - index, way: way.clone() }];
-            SyncRequest { pairs, ..with_door(index, PodPhase::Joining) }
-        };
-        assert_eq!(ask(&found(1, &OPEN)), Ok(SyncReply::Continue));
-        assert!(matches!(ask(&first), Ok(SyncReply::Meet { .. })), "pod 1 has its door open yet");
-        assert!(matches!(ask(&found(0, &OPEN)), Ok(SyncReply::Start { epoch: 1, .. })));
-    }
-
-    #[test]
-    fn a_closed_way_ends_the_attempt_before_any_rank_starts() {
-        let (mut gangs, now) = (gangs(2), Instant::now());
-        let mut ask = |request: &SyncRequest| gangs.sync(now, &gang::tests::key(), request);
-        let found = |index: u32, way: Way| {
-            let pairs = vec![PairReport { peer: 1 - index, way }];
-            SyncRequest { pairs, ..with_door(index, PodPhase::Joining) }
-        };
-        ask(&found(0, OPEN)).unwrap();
-        let code = TrainerExit::Transient.code();
-        let exit = SyncReply::Exit { success: false, code };
-        assert_eq!(ask(&found(1, closed())), Ok(exit));
-        let view = gangs.view(&gang::tests::key(), now).unwrap();
-        assert_eq!((view.phase, view.epoch), (GangPhase::Failed, 0));
-        assert_eq!(view.last_failure.unwrap().class, "network");
-    }
-
-    #[test]
-    fn a_pod_without_a_door_is_not_waited_for() {
-        let (mut gangs, now) = (gangs(2), Instant::now());
-        let mut ask = |request: &SyncRequest| gangs.sync(now, &gang::tests::key(), request);
-        ask(&gang::tests::said(1, PodPhase::Joining)).unwrap();
-        let met = ask(&with_door(0, PodPhase::Preflight));
-        assert_eq!(met, Ok(SyncReply::Meet { peers: Vec::new() }));
-    }
-}
+mod tests;

@@ -1,8 +1,8 @@
 //! A simulated NVIDIA driver: what clients see through `libnvidia-ml.so.1` and `libcuda.so.1` is
 //! written in one JSON file, the scenario.
 //!
-//! The two libraries are the crates `simgpu-nvml` and `simgpu-cuda`. They answer queries; they do
-//! not compute, so no number about speed or about arithmetic can come from them.
+//! The two libraries are the crates `simgpu-nvml` and `simgpu-cuda`. They answer queries and copy;
+//! they do not compute, so no number about speed or about arithmetic can come from them.
 //!
 //! | module | holds |
 //! |---|---|

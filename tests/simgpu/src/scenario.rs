@@ -229,6 +229,25 @@ pub struct Cuda {
     /// How many milliseconds calls take, by name.
     #[serde(default)]
     pub delays_ms: BTreeMap<String, u64>,
+    /// Copies that bring other bytes.
+    #[serde(default)]
+    pub corrupt: Vec<Corruption>,
+}
+
+/// A copy whose bytes do not arrive as they were sent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Corruption {
+    /// `cuMemcpyHtoD_v2`, `cuMemcpyDtoH_v2` or `cuMemcpyPeer`.
+    pub call: String,
+    /// The GPU that is copied to; of `cuMemcpyDtoH_v2` the one that is copied from.
+    pub gpu: usize,
+    /// Of `cuMemcpyPeer`: the GPU that is copied from; any, if absent.
+    pub from: Option<usize>,
+    /// Which byte of the copy.
+    pub byte: usize,
+    /// Bits of it that turn.
+    pub xor: u8,
 }
 
 /// Something that happens after the client loaded the scenario.

@@ -1,14 +1,18 @@
-//! A simulated `libcuda.so.1`: initialisation, versions, devices, peer access and contexts of the
-//! CUDA driver interface over the scenario of the crate `simgpu`. There are no kernels, no copies
+//! A simulated `libcuda.so.1`: initialisation, versions, devices, peer access, contexts, memory and
+//! copies of the CUDA driver interface over the scenario of the crate `simgpu`. There are no kernels
 //! and no private export tables, so nothing computes: a program that needs them fails.
 #![allow(non_snake_case, reason = "names of C functions")]
 
+mod memory;
+
 use std::{
+    alloc::{Layout, alloc_zeroed, dealloc},
     cell::RefCell,
+    collections::BTreeMap,
     env,
     ffi::{c_char, c_int, c_uint, c_void},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -237,8 +241,47 @@ calls! {
         let works = now.scenario.peer(a, b) == P2p::Ok;
         put(value, c_int::from(which != 1 && works))
     }
-    fn cuMemGetInfo(now, free: *mut usize, total: *mut usize) { memory(now, free, total) }
-    fn cuMemGetInfo_v2(now, free: *mut usize, total: *mut usize) { memory(now, free, total) }
+    fn cuMemGetInfo(now, free: *mut usize, total: *mut usize) { information(now, free, total) }
+    fn cuMemGetInfo_v2(now, free: *mut usize, total: *mut usize) { information(now, free, total) }
+    fn cuMemAlloc_v2(now, address: *mut u64, bytes: usize) {
+        put(address, memory::allocate(now, now.current()?, bytes as u64)?)
+    }
+    fn cuMemFree_v2(_now, address: u64) { memory::free(address) }
+    fn cuMemHostAlloc(now, begin: *mut *mut c_void, bytes: usize, _flags: c_uint) {
+        now.current()?;
+        put(begin, host_allocate(bytes)?)
+    }
+    fn cuMemFreeHost(_now, begin: *mut c_void) { host_free(begin) }
+    fn cuMemcpyHtoD_v2(now, to: u64, from: *const c_void, bytes: usize) {
+        now.current()?;
+        if from.is_null() { return Err(INVALID_VALUE) }
+        // SAFETY: CUDA's contract: `from` points to so many readable bytes.
+        let mut sent = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), bytes) }.to_vec();
+        memory::spoil(now, "cuMemcpyHtoD_v2", None, memory::gpu_at(to)?, &mut sent);
+        memory::write(to, &sent)
+    }
+    fn cuMemcpyDtoH_v2(now, to: *mut c_void, from: u64, bytes: usize) {
+        now.current()?;
+        if to.is_null() { return Err(INVALID_VALUE) }
+        let mut sent = memory::read(from, bytes)?;
+        memory::spoil(now, "cuMemcpyDtoH_v2", None, memory::gpu_at(from)?, &mut sent);
+        // SAFETY: CUDA's contract: `to` points to so many writable bytes.
+        unsafe { std::ptr::copy_nonoverlapping(sent.as_ptr(), to.cast::<u8>(), bytes) };
+        Ok(())
+    }
+    fn cuMemcpyPeer(
+        now, to: u64, to_context: *mut c_void, from: u64, from_context: *mut c_void, bytes: usize
+    ) {
+        let gpus = (now.gpu(device_of(from_context)?)?, now.gpu(device_of(to_context)?)?);
+        if gpus != (memory::gpu_at(from)?, memory::gpu_at(to)?) { return Err(INVALID_VALUE) }
+        let mut sent = memory::read(from, bytes)?;
+        memory::spoil(now, "cuMemcpyPeer", Some(gpus.0), gpus.1, &mut sent);
+        memory::write(to, &sent)
+    }
+    fn cuCtxDisablePeerAccess(now, peer: *mut c_void) {
+        now.current()?;
+        now.gpu(device_of(peer)?).map(drop)
+    }
     fn cuDevicePrimaryCtxRetain(now, context: *mut *mut c_void, device: c_int) {
         now.gpu(device)?;
         put(context, context_of(device))
@@ -291,11 +334,36 @@ fn total(now: &Now, bytes: *mut usize, device: c_int) -> Answer {
     put(bytes, (profile.memory_mib - profile.reserved_mib) as usize * MIB)
 }
 
-fn memory(now: &Now, free: *mut usize, total: *mut usize) -> Answer {
-    let gpu = &now.scenario.gpus[now.current()?];
-    let usable = gpu.profile().memory_mib - gpu.profile().reserved_mib;
-    put(free, usable.saturating_sub(gpu.used_mib()) as usize * MIB)?;
-    put(total, usable as usize * MIB)
+fn information(now: &Now, free: *mut usize, total: *mut usize) -> Answer {
+    let current = now.current()?;
+    let profile = now.scenario.gpus[current].profile();
+    put(free, memory::free_bytes(now, current) as usize)?;
+    put(total, (profile.memory_mib - profile.reserved_mib) as usize * MIB)
+}
+
+/// Sizes of the host memory that clients hold, by address.
+static PINNED: Mutex<BTreeMap<usize, Layout>> = Mutex::new(BTreeMap::new());
+
+fn host_allocate(bytes: usize) -> Result<*mut c_void, Code> {
+    let layout = Layout::from_size_align(bytes, 4096).map_err(|_large| INVALID_VALUE)?;
+    if bytes == 0 {
+        return Err(INVALID_VALUE);
+    }
+    // SAFETY: the size is not 0.
+    let begin = unsafe { alloc_zeroed(layout) };
+    if begin.is_null() {
+        return Err(2);
+    }
+    PINNED.lock().unwrap_or_else(PoisonError::into_inner).insert(begin.addr(), layout);
+    Ok(begin.cast())
+}
+
+fn host_free(begin: *mut c_void) -> Answer {
+    let mut pinned = PINNED.lock().unwrap_or_else(PoisonError::into_inner);
+    let layout = pinned.remove(&begin.addr()).ok_or(INVALID_VALUE)?;
+    // SAFETY: this address was given with this layout, and is taken back once.
+    unsafe { dealloc(begin.cast(), layout) };
+    Ok(())
 }
 
 fn create(now: &Now, context: *mut *mut c_void, device: c_int) -> Answer {
@@ -315,6 +383,7 @@ extern "C" fn cuGetErrorName(code: Code, name: *mut *const c_char) -> Code {
     let text = match code {
         0 => c"CUDA_SUCCESS",
         1 => c"CUDA_ERROR_INVALID_VALUE",
+        2 => c"CUDA_ERROR_OUT_OF_MEMORY",
         3 => c"CUDA_ERROR_NOT_INITIALIZED",
         34 => c"CUDA_ERROR_STUB_LIBRARY",
         46 => c"CUDA_ERROR_DEVICE_UNAVAILABLE",
@@ -335,6 +404,7 @@ extern "C" fn cuGetErrorString(code: Code, text: *mut *const c_char) -> Code {
     let message = match code {
         0 => c"no error",
         1 => c"invalid argument",
+        2 => c"out of memory",
         3 => c"initialization error",
         34 => c"CUDA driver is a stub library",
         46 => c"CUDA-capable device(s) is/are busy or unavailable",

@@ -1,5 +1,8 @@
-//! Tests the ways to other pods before the first epoch. It only measures; the broker, which hears
-//! of all pairs, judges.
+//! Tests the ways to other hosts: to other pods before the first epoch, and to hosts where `qvl
+//! doctor serve` listens. It only measures; who hears of all pairs judges.
+
+mod door;
+mod errand;
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -9,10 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::door::{BLOCK, GREETING, now_us, receive, send};
+pub use door::{OpenDoor, secret_of};
+pub(super) use errand::send as send_on_errand;
+
+use self::door::{BLOCK, GREETING, now_us, receive, send};
 use crate::wire::pairs::{PairReport, Peer, Way};
 
-/// The other pod listens already, so that it must answer within this time.
+/// The other side listens already, so that it must answer within this time.
 const CONNECT: Duration = Duration::from_secs(3);
 /// A message must be answered within this time.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -33,26 +39,46 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Tests the way to each of them, one after another: all pods begin with their next neighbours, so
 /// that each tests one way and is tested on one at a time.
-pub(super) fn test(peers: &[Peer]) -> Vec<PairReport> {
-    peers.iter().map(|peer| PairReport { peer: peer.index, way: way(peer) }).collect()
+pub fn test(peers: &[Peer]) -> Vec<PairReport> {
+    peers.iter().map(|peer| PairReport { peer: peer.index, way: to_pod(peer) }).collect()
 }
 
-fn way(peer: &Peer) -> Way {
-    let mut found = attempt(peer);
-    for _again in 1..TRIES {
-        if matches!(found, Way::Open { .. }) {
+fn to_pod(peer: &Peer) -> Way {
+    match peer.address.parse::<IpAddr>() {
+        Ok(address) => to(SocketAddr::new(address, peer.door.port), &peer.door.secret),
+        Err(_wrong) => Way::Closed { what: format!("`{}` is no IP address", peer.address) },
+    }
+}
+
+/// Tests the way to a host that is named as `host:port`, by each of its addresses until one works.
+pub(super) fn to_host(host: &str, secret: &str) -> Way {
+    let addresses: Vec<SocketAddr> = match host.to_socket_addrs() {
+        Ok(addresses) => addresses.collect(),
+        Err(error) => return Way::Closed { what: format!("`{host}` is not found: {error}") },
+    };
+    let mut found = Way::Closed { what: format!("`{host}` has no address") };
+    for address in addresses {
+        found = to(address, secret);
+        if !matches!(found, Way::Closed { .. }) {
             break;
         }
-        found = attempt(peer);
     }
     found
 }
 
-fn attempt(peer: &Peer) -> Way {
-    let address = peer.address.parse::<IpAddr>();
-    let Ok(address) = address.map(|address| SocketAddr::new(address, peer.door.port)) else {
-        return Way::Closed { what: format!("`{}` is no IP address", peer.address) };
-    };
+/// Tests the way to an open door.
+fn to(address: SocketAddr, secret: &str) -> Way {
+    let mut found = attempt(address, secret);
+    for _again in 1..TRIES {
+        if matches!(found, Way::Open { .. }) {
+            break;
+        }
+        found = attempt(address, secret);
+    }
+    found
+}
+
+fn attempt(address: SocketAddr, secret: &str) -> Way {
     let said = |error: &io::Error| {
         if [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()) {
             return format!("{address}: no answer within {} s", ANSWER.as_secs());
@@ -63,7 +89,8 @@ fn attempt(peer: &Peer) -> Way {
         Ok(stream) => stream,
         Err(error) => return Way::Closed { what: format!("{address}: {error}") },
     };
-    let (round_trip_us, clock_ahead_us) = match greet(&stream, peer).and_then(|()| ping(&stream)) {
+    let (round_trip_us, clock_ahead_us) = match greet(&stream, secret).and_then(|()| ping(&stream))
+    {
         Ok(found) => found,
         Err(error) => return Way::Mute { what: said(&error) },
     };
@@ -90,9 +117,9 @@ fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn greet(mut stream: &TcpStream, peer: &Peer) -> io::Result<()> {
+fn greet(mut stream: &TcpStream, secret: &str) -> io::Result<()> {
     let mut hello = GREETING.to_vec();
-    hello.extend(peer.door.secret.as_bytes());
+    hello.extend(secret.as_bytes());
     stream.write_all(&hello)?;
     let mut answer = [0; GREETING.len()];
     stream.read_exact(&mut answer)?;
@@ -157,7 +184,7 @@ fn pull(mut stream: &TcpStream, bytes: u64, time: Duration) -> io::Result<u64> {
 }
 
 /// Whether a name leads to an address; what is wrong if it does not.
-pub(super) fn look_up(name: &str, expected: &str) -> Option<String> {
+pub fn look_up(name: &str, expected: &str) -> Option<String> {
     let until = Instant::now() + NAME;
     loop {
         let wrong = ask(name, expected, until)?;
@@ -192,7 +219,7 @@ fn ask(name: &str, expected: &str, until: Instant) -> Option<String> {
 }
 
 /// A line for the log of the pod.
-pub(super) fn describe(report: &PairReport, node: &str) -> String {
+pub fn describe(report: &PairReport, node: &str) -> String {
     let pod = report.peer;
     let what = match &report.way {
         Way::Open { round_trip_us, sent_mbit, received_mbit, clock_ahead_ms, clock_error_ms } => {
@@ -213,11 +240,16 @@ pub(super) fn describe(report: &PairReport, node: &str) -> String {
 mod tests {
     use std::net::TcpListener;
 
-    use super::{super::door::OpenDoor, *};
+    use super::*;
     use crate::wire::pairs::Door;
 
     fn peer(door: Door) -> Peer {
         Peer { index: 1, node: "n".to_owned(), address: "127.0.0.1".to_owned(), door }
+    }
+
+    /// One attempt: a second one would cost seconds.
+    fn at(peer: &Peer) -> Way {
+        attempt(SocketAddr::new(peer.address.parse().unwrap(), peer.door.port), &peer.door.secret)
     }
 
     #[test]
@@ -240,11 +272,11 @@ mod tests {
     fn who_does_not_know_the_secret_is_not_let_in_and_others_still_are() {
         let open = OpenDoor::open().unwrap();
         let wrong = Door { secret: "0".repeat(32), ..open.door.clone() };
-        assert!(matches!(attempt(&peer(wrong)), Way::Mute { .. }));
+        assert!(matches!(at(&peer(wrong)), Way::Mute { .. }));
         let address = ("127.0.0.1", open.door.port);
         let silent: Vec<TcpStream> = (0..8).map(|_| TcpStream::connect(address).unwrap()).collect();
         TcpStream::connect(address).unwrap().write_all(&[b'x'; 4096]).unwrap();
-        assert!(matches!(way(&peer(open.door.clone())), Way::Open { .. }));
+        assert!(matches!(to_pod(&peer(open.door.clone())), Way::Open { .. }));
         drop(silent);
         let door = open.door.clone();
         drop(open);
@@ -253,7 +285,7 @@ mod tests {
             assert!(begin.elapsed() < Duration::from_secs(10), "the door stays open");
             thread::sleep(Duration::from_millis(20));
         }
-        assert!(matches!(attempt(&peer(door)), Way::Closed { .. }));
+        assert!(matches!(at(&peer(door)), Way::Closed { .. }));
     }
 
     /// Passes on what comes in small pieces, and swallows the rest of what is large, as a path does
@@ -284,7 +316,7 @@ mod tests {
     fn a_path_that_loses_large_packets_is_told_from_one_that_is_closed() {
         let open = OpenDoor::open().unwrap();
         let port = narrow_path(open.door.port);
-        let found = attempt(&peer(Door { port, ..open.door.clone() }));
+        let found = at(&peer(Door { port, ..open.door.clone() }));
         assert!(matches!(found, Way::Narrow { .. }), "{found:?}");
     }
 

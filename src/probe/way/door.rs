@@ -1,13 +1,14 @@
-//! Where a pod lets others test their way to it, until the first epoch begins.
+//! Where a host lets others test their way to it: a pod until the first epoch begins, `qvl doctor
+//! serve` until its time is over.
 //!
 //! Who has connected shows the secret, then asks: `P` for the time, `S` to send blocks, `R` to
-//! receive some. A block is its length (4 bytes, little-endian) and so many bytes; one of length 0
+//! receive some, and, where the door allows it, `T` to test the way to a third. A block is its length (4 bytes, little-endian) and so many bytes; one of length 0
 //! is the last. All is limited: connections, bytes, time.
 
 use std::{
     fs::File,
     io::{self, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -16,12 +17,15 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use sha2::{Digest, Sha256};
+
+use super::errand;
 use crate::wire::pairs::Door;
 
 /// First bytes of both sides.
 pub(super) const GREETING: &[u8; 8] = b"QVLPAIR1";
 /// Hexadecimal digits of a secret.
-pub(super) const SECRET: usize = 32;
+const SECRET: usize = 32;
 /// Longest block.
 pub(super) const BLOCK: usize = 64 << 10;
 /// Connections at the same time: a pod is tested by a few others.
@@ -36,23 +40,55 @@ const TICK: Duration = Duration::from_millis(10);
 
 /// A door that is open until it is dropped.
 #[derive(Debug)]
-pub(super) struct OpenDoor {
+pub struct OpenDoor {
+    /// Port and secret.
     pub door: Door,
+    /// Where it listens.
+    pub address: SocketAddr,
+    over: Arc<AtomicBool>,
+}
+
+/// What callers may ask.
+#[derive(Clone, Debug)]
+struct Rules {
+    secret: String,
+    /// They may send this host on errands.
+    errands: bool,
     over: Arc<AtomicBool>,
 }
 
 impl OpenDoor {
-    pub(super) fn open() -> io::Result<OpenDoor> {
+    /// A door on any port, with a fresh secret, that answers and does nothing else.
+    pub fn open() -> io::Result<OpenDoor> {
         // Where there is no IPv6 the first of them fails.
         let listener = TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("0.0.0.0:0"))?;
-        listener.set_nonblocking(true)?;
-        let door = Door { port: listener.local_addr()?.port(), secret: secret()? };
-        let over = Arc::new(AtomicBool::new(false));
-        let (keeper, secret) = (Arc::clone(&over), door.secret.clone());
-        let keep = move || keep(&listener, &secret, &keeper);
-        thread::Builder::new().name("door".to_owned()).spawn(keep)?;
-        Ok(OpenDoor { door, over })
+        OpenDoor::keep(listener, secret()?, false)
     }
+
+    /// A door whose callers may also let this host test its way to a third. `secret`: see
+    /// [`secret_of`].
+    pub fn serve(listen: SocketAddr, secret: String) -> io::Result<OpenDoor> {
+        OpenDoor::keep(TcpListener::bind(listen)?, secret, true)
+    }
+
+    fn keep(listener: TcpListener, secret: String, errands: bool) -> io::Result<OpenDoor> {
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let door = Door { port: address.port(), secret };
+        let over = Arc::new(AtomicBool::new(false));
+        let secret = door.secret.clone();
+        let rules = Rules { secret, errands, over: Arc::clone(&over) };
+        let keep = move || keep(&listener, &rules);
+        thread::Builder::new().name("door".to_owned()).spawn(keep)?;
+        Ok(OpenDoor { door, address, over })
+    }
+}
+
+/// The secret of a door that people open with a token of any length. The token itself never
+/// crosses the network.
+pub fn secret_of(token: &str) -> String {
+    let digest = Sha256::new().chain_update(b"qvl doctor serve\n").chain_update(token).finalize();
+    digest.iter().take(SECRET / 2).map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Drop for OpenDoor {
@@ -67,9 +103,9 @@ fn secret() -> io::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn keep(listener: &TcpListener, secret: &str, over: &Arc<AtomicBool>) {
+fn keep(listener: &TcpListener, rules: &Rules) {
     let live = Arc::new(AtomicUsize::new(0));
-    while !over.load(Ordering::Relaxed) {
+    while !rules.over.load(Ordering::Relaxed) {
         let Ok((stream, _caller)) = listener.accept() else {
             thread::sleep(TICK);
             continue;
@@ -78,16 +114,16 @@ fn keep(listener: &TcpListener, secret: &str, over: &Arc<AtomicBool>) {
             continue;
         }
         live.fetch_add(1, Ordering::Relaxed);
-        let (secret, over, live) = (secret.to_owned(), Arc::clone(over), Arc::clone(&live));
+        let (rules, live) = (rules.clone(), Arc::clone(&live));
         thread::spawn(move || {
             // How a test ends is of interest to the one who made it.
-            let _ended = answer(&stream, &secret, &over);
+            let _ended = answer(&stream, &rules);
             live.fetch_sub(1, Ordering::Relaxed);
         });
     }
 }
 
-fn answer(mut stream: &TcpStream, secret: &str, over: &AtomicBool) -> io::Result<()> {
+fn answer(mut stream: &TcpStream, rules: &Rules) -> io::Result<()> {
     let until = Instant::now() + LIFE;
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
@@ -96,13 +132,13 @@ fn answer(mut stream: &TcpStream, secret: &str, over: &AtomicBool) -> io::Result
     let mut hello = [0; GREETING.len() + SECRET];
     stream.read_exact(&mut hello)?;
     let (greeting, shown) = hello.split_at(GREETING.len());
-    if greeting != GREETING || !same_bytes(shown, secret.as_bytes()) {
+    if greeting != GREETING || !same_bytes(shown, rules.secret.as_bytes()) {
         return Ok(());
     }
     stream.write_all(GREETING)?;
     let mut ask = [0];
     loop {
-        if over.load(Ordering::Relaxed) || until < Instant::now() {
+        if rules.over.load(Ordering::Relaxed) || until < Instant::now() {
             return Ok(());
         }
         stream.read_exact(&mut ask)?;
@@ -119,6 +155,7 @@ fn answer(mut stream: &TcpStream, secret: &str, over: &AtomicBool) -> io::Result
                 let time = Duration::from_millis(u64::from(u32::from_le_bytes(millis)));
                 send(stream, u64::from_le_bytes(bytes).min(MOST), time.min(SILENCE))?;
             }
+            b'T' if rules.errands => errand::run(stream, &rules.secret)?,
             _other => return Ok(()),
         }
     }
