@@ -164,8 +164,7 @@ pub fn persistence(
     }
     // One call, and a slow one.
     let errand = Errand { silence: LONGEST, ..errand(program, library, &more) };
-    let answer: Result<Result<bool, nvml::PersistenceError>, Silence> =
-        ask(errand, stdin).answer();
+    let answer: Result<Result<bool, nvml::PersistenceError>, Silence> = ask(errand, stdin).answer();
     answer.unwrap_or_else(|silence| match silence {
         Silence::Hung { call, after_ms } => {
             Err(lost(format!("the driver did not return from {call} within {after_ms} ms")))

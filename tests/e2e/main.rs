@@ -32,7 +32,8 @@ type Test = (&'static str, fn(&Lab));
 fn main() -> ExitCode {
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     let lab: Arc<Mutex<Option<Lab>>> = Arc::default();
-    let tests = [ranks::TESTS, machines::TESTS, queue::TESTS, control::TESTS, seeded::TESTS].concat();
+    let tests =
+        [ranks::TESTS, machines::TESTS, queue::TESTS, control::TESTS, seeded::TESTS].concat();
     let trials = tests.into_iter().map(|(name, test): Test| {
         let lab = Arc::clone(&lab);
         Trial::test(name, move || {
