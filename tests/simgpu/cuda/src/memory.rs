@@ -116,10 +116,12 @@ fn find(
 pub(super) fn spoil(now: &Now, call: &str, from: Option<usize>, gpu: usize, bytes: &mut [u8]) {
     for corruption in &now.scenario.cuda.corrupt {
         let sender = corruption.from.is_none() || corruption.from == from;
-        if corruption.call == call && corruption.gpu == gpu && sender {
-            if let Some(byte) = bytes.get_mut(corruption.byte) {
-                *byte ^= corruption.xor;
-            }
+        if corruption.call == call
+            && corruption.gpu == gpu
+            && sender
+            && let Some(byte) = bytes.get_mut(corruption.byte)
+        {
+            *byte ^= corruption.xor;
         }
     }
 }
