@@ -4,15 +4,14 @@
 #![allow(non_snake_case, reason = "names of C functions")]
 
 mod memory;
+mod pinned;
 
 use std::{
-    alloc::{Layout, alloc_zeroed, dealloc},
     cell::RefCell,
-    collections::BTreeMap,
     env,
     ffi::{c_char, c_int, c_uint, c_void},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -249,9 +248,9 @@ calls! {
     fn cuMemFree_v2(_now, address: u64) { memory::free(address) }
     fn cuMemHostAlloc(now, begin: *mut *mut c_void, bytes: usize, _flags: c_uint) {
         now.current()?;
-        put(begin, host_allocate(bytes)?)
+        put(begin, pinned::allocate(bytes)?)
     }
-    fn cuMemFreeHost(_now, begin: *mut c_void) { host_free(begin) }
+    fn cuMemFreeHost(_now, begin: *mut c_void) { pinned::free(begin) }
     fn cuMemcpyHtoD_v2(now, to: u64, from: *const c_void, bytes: usize) {
         now.current()?;
         if from.is_null() { return Err(INVALID_VALUE) }
@@ -339,31 +338,6 @@ fn information(now: &Now, free: *mut usize, total: *mut usize) -> Answer {
     let profile = now.scenario.gpus[current].profile();
     put(free, memory::free_bytes(now, current) as usize)?;
     put(total, (profile.memory_mib - profile.reserved_mib) as usize * MIB)
-}
-
-/// Sizes of the host memory that clients hold, by address.
-static PINNED: Mutex<BTreeMap<usize, Layout>> = Mutex::new(BTreeMap::new());
-
-fn host_allocate(bytes: usize) -> Result<*mut c_void, Code> {
-    let layout = Layout::from_size_align(bytes, 4096).map_err(|_large| INVALID_VALUE)?;
-    if bytes == 0 {
-        return Err(INVALID_VALUE);
-    }
-    // SAFETY: the size is not 0.
-    let begin = unsafe { alloc_zeroed(layout) };
-    if begin.is_null() {
-        return Err(2);
-    }
-    PINNED.lock().unwrap_or_else(PoisonError::into_inner).insert(begin.addr(), layout);
-    Ok(begin.cast())
-}
-
-fn host_free(begin: *mut c_void) -> Answer {
-    let mut pinned = PINNED.lock().unwrap_or_else(PoisonError::into_inner);
-    let layout = pinned.remove(&begin.addr()).ok_or(INVALID_VALUE)?;
-    // SAFETY: this address was given with this layout, and is taken back once.
-    unsafe { dealloc(begin.cast(), layout) };
-    Ok(())
 }
 
 fn create(now: &Now, context: *mut *mut c_void, device: c_int) -> Answer {
