@@ -132,6 +132,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/train/memory.rs", "mallopt and madvise have no safe interface"),
     ("src/train/weights.rs", "weights are mapped into memory"),
     ("tests/killer", "functions of the C library, with a death before them"),
+    ("tests/robustness/seccomp.rs", "a filter is set between fork and exec"),
     ("tests/simgpu", "a C library whose callers are C programs"),
     ("tests/simdriver", "a C library whose callers are C programs"),
 ];

@@ -1,17 +1,17 @@
 //! The doctor where nothing is as it should be: it ends in time, never panics, and never calls unknown good.
 #![expect(clippy::unwrap_used, reason = "a failure fails the test")]
 
+mod hostile;
+mod seccomp;
+
 use std::{
     fs,
     io::Write,
     os::unix::fs::{PermissionsExt, symlink},
-    path::Path,
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
-use nix::libc;
-use proptest::prelude::*;
 use serde_json::Value;
 use simgpu::Host;
 
@@ -173,61 +173,6 @@ fn copied() -> tempfile::TempDir {
     folder
 }
 
-/// Runs the doctor under a filter that refuses calls of the kernel with EPERM, as containers do.
-#[test]
-fn calls_that_a_filter_refuses_are_unknown() {
-    for calls in [
-        vec![libc::SYS_statfs, libc::SYS_fstatfs],
-        vec![libc::SYS_socket],
-        vec![libc::SYS_getdents64],
-        vec![libc::SYS_readlink, libc::SYS_readlinkat],
-        vec![libc::SYS_sched_getaffinity, libc::SYS_prlimit64, libc::SYS_uname],
-    ] {
-        let mut command = qvl();
-        command.args(["doctor", "--gpus", "1", "--format", "json"]);
-        refuse(&mut command, &calls);
-        let output = checked(&mut command);
-        assert_ne!(verdict(&report(&output), "nvml-unavailable"), "pass", "{calls:?}");
-    }
-    // Without new processes nobody can ask the driver.
-    let host = Host::named("healthy-4xa100");
-    let mut command = host.command(env!("CARGO_BIN_EXE_qvl"));
-    command.args(["doctor", "--gpus", "4", "--format", "json"]);
-    refuse(&mut command, &[libc::SYS_clone3, libc::SYS_clone]);
-    let output = checked(&mut command);
-    assert_ne!(verdict(&report(&output), "nvml-unavailable"), "pass");
-}
-
-/// A filter in the language of seccomp(2), set between fork and exec.
-fn refuse(command: &mut Command, calls: &[i64]) {
-    use std::os::unix::process::CommandExt;
-    const EPERM: u32 = 1;
-    let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
-    // The number of the call is the first word.
-    let mut filter = vec![statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)];
-    for call in calls {
-        let is = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-        filter.push(libc::sock_filter { code: is as u16, jt: 0, jf: 1, k: *call as u32 });
-        filter.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | EPERM));
-    }
-    filter.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW));
-    let set = move || {
-        let program = libc::sock_fprog {
-            len: u16::try_from(filter.len()).expect("a short filter"),
-            filter: filter.as_ptr().cast_mut(),
-        };
-        // SAFETY: prctl with these arguments reads `program`, which lives, and changes this process only.
-        let done = unsafe {
-            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
-                    == 0
-        };
-        if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
-    };
-    // SAFETY: the closure makes two calls of the kernel and allocates nothing.
-    unsafe { command.pre_exec(set) };
-}
-
 #[test]
 fn a_driver_that_hangs_or_crashes_ends_in_time() {
     let host = Host::named("hung-call");
@@ -242,142 +187,6 @@ fn a_driver_that_hangs_or_crashes_ends_in_time() {
     let mut command = host.command(env!("CARGO_BIN_EXE_qvl"));
     let output = checked(command.args(["doctor", "--gpus", "4", "--format", "json"]));
     assert_eq!(verdict(&report(&output), "nvml-unavailable"), "fail");
-}
-
-const FACTS: [&str; 3] = [
-    include_str!("facts/healthy-8xh100.json"),
-    include_str!("facts/broken-8xh100.json"),
-    include_str!("facts/cpu-only.json"),
-];
-
-fn judge(facts: &[u8]) -> Output {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(facts).unwrap();
-    let mut command = qvl();
-    command.args(["doctor", "--gpus", "8", "--format", "json", "--facts"]).arg(file.path());
-    checked(&mut command)
-}
-
-/// JSON pointers of everything below `value`.
-fn places(value: &Value, at: &str, all: &mut Vec<String>) {
-    let mut below = |name: &str, value: &Value| {
-        let name = name.replace('~', "~0").replace('/', "~1");
-        let at = format!("{at}/{name}");
-        all.push(at.clone());
-        places(value, &at, all);
-    };
-    match value {
-        Value::Array(list) => {
-            list.iter().enumerate().for_each(|(index, value)| below(&index.to_string(), value));
-        }
-        Value::Object(map) => map.iter().for_each(|(name, value)| below(name, value)),
-        _ => {}
-    }
-}
-
-fn hostile() -> impl Strategy<Value = Value> {
-    prop_oneof![
-        Just(Value::Null),
-        any::<bool>().prop_map(Value::from),
-        any::<u64>().prop_map(Value::from),
-        Just(Value::from(u64::MAX)),
-        Just(Value::from(i64::MIN)),
-        any::<f64>().prop_map(Value::from),
-        ".{0,40}".prop_map(Value::from),
-        Just(Value::from("9".repeat(400))),
-        Just(Value::from("0000:ff:ff.f")),
-        Just(Value::from("-1.-2.999999999999999999999")),
-        Just(serde_json::json!([])),
-        Just(serde_json::json!({})),
-        Just(serde_json::json!({"known": {"value": null, "from": ""}})),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// Facts of real form with some values replaced: a verdict or a refusal.
-    #[test]
-    fn changed_facts_end_in_a_verdict_or_a_refusal(
-        base in 0..FACTS.len(),
-        changes in proptest::collection::vec((any::<prop::sample::Index>(), hostile()), 1..8),
-    ) {
-        let mut facts: Value = serde_json::from_str(FACTS[base]).unwrap();
-        let mut all = Vec::new();
-        places(&facts["facts"], "/facts", &mut all);
-        for (place, value) in changes {
-            // An earlier change may have removed the place.
-            if let Some(target) = facts.pointer_mut(&all[place.index(all.len())]) {
-                *target = value;
-            }
-        }
-        let output = judge(facts.to_string().as_bytes());
-        if output.status.code() == Some(2) {
-            prop_assert!(output.stdout.is_empty());
-            prop_assert!(String::from_utf8_lossy(&output.stderr).contains("failed to read facts"));
-        } else {
-            report(&output);
-        }
-    }
-
-    /// Bytes of a real file cut, doubled and overwritten: nearly always a refusal, never ready.
-    #[test]
-    fn damaged_files_are_refused(
-        base in 0..FACTS.len(),
-        cut in 0..100_usize,
-        bytes in proptest::collection::vec((any::<usize>(), any::<u8>()), 1..20),
-    ) {
-        let mut facts = FACTS[base].as_bytes().to_vec();
-        facts.truncate(facts.len() * cut / 100);
-        for (at, byte) in bytes {
-            let length = facts.len().max(1);
-            if let Some(place) = facts.get_mut(at % length) { *place = byte; }
-        }
-        let output = judge(&facts);
-        prop_assert_eq!(output.status.code(), Some(2));
-        prop_assert!(output.stdout.is_empty());
-    }
-
-    /// Logs of any bytes, with words that the table knows among them.
-    #[test]
-    fn hostile_logs_end_in_an_answer(
-        parts in proptest::collection::vec(
-            prop_oneof![
-                proptest::collection::vec(any::<u8>(), 0..80),
-                Just(b"[rank3]: CUDA out of memory\n".to_vec()),
-                Just(b"NVRM: Xid (PCI:0000:3b:00): 99999999999999999999, \xff\n".to_vec()),
-                Just(b"{\"v\":1,\"event\":\"failed\",\"exit\":\"data\",\"rank\":18446744073709551616}\n".to_vec()),
-                Just(b"2026-99-99 99:99:99 [rank99999999999999999999]: Bus error\r".to_vec()),
-                Just(vec![b'['; 20_000]),
-            ],
-            0..12,
-        ),
-    ) {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(&parts.concat()).unwrap();
-        let output = checked(qvl().args(["doctor", "why", "--format", "json"]).arg(file.path()));
-        report(&output);
-    }
-
-    /// Programs with damaged headers and sections.
-    #[test]
-    fn hostile_programs_end_in_an_answer(
-        bytes in proptest::collection::vec((0..4096_usize, any::<u8>()), 1..40),
-        tail in proptest::collection::vec((any::<usize>(), any::<u8>()), 0..20),
-    ) {
-        let mut program = small_program();
-        let length = program.len();
-        for (at, byte) in bytes { program[at % length] = byte; }
-        for (at, byte) in tail { program[at % length] = byte; }
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(&program).unwrap();
-        checked(qvl().args(["doctor", "binary"]).arg(file.path()));
-    }
-}
-
-/// A real program of some kilobytes, which every Debian has.
-fn small_program() -> Vec<u8> {
-    fs::read(Path::new("/bin/true")).unwrap()
 }
 
 #[test]
