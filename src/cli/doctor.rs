@@ -194,7 +194,7 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
         return fix::run(args, out);
     }
     let begin = Instant::now();
-    let Judged { report, snapshot, known, allowed, .. } = judged(args, Some(out))?;
+    let Examined { report, snapshot, known, allowed, .. } = judged(args, Some(out))?;
     let elapsed_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
     let elapsed_ms = (!args.reproducible).then_some(elapsed_ms);
     let now = (!args.reproducible).then(unix_seconds);
@@ -218,7 +218,7 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
 }
 
 /// What was asked, what was observed, and the verdict on it.
-struct Judged {
+struct Examined {
     report: Report,
     snapshot: Snapshot,
     demand: Demand,
@@ -227,14 +227,14 @@ struct Judged {
 }
 
 /// Looks at the machines and judges them. The text about a cluster goes to `out`.
-fn judged(args: &DoctorArgs, out: Option<&mut dyn Write>) -> Result<Judged, CliError> {
+fn judged(args: &DoctorArgs, out: Option<&mut dyn Write>) -> Result<Examined, CliError> {
     let allowed = allowed(&args.allow_unknown)?;
     let (demand, folders, known) = asked::demand(&args.asked, args.cluster)?;
     if !args.cluster {
         let snapshot = observed::snapshot(args, folders, &demand)?;
         let mut report = doctor::diagnose(&snapshot, &demand);
         fleet::add(&mut report, &snapshot, &demand, &known, &allowed, Seen::ALL);
-        return Ok(Judged { report, snapshot, demand, known, allowed });
+        return Ok(Examined { report, snapshot, demand, known, allowed });
     }
     let (job, wait) = (known.job.as_ref(), args.wait.unwrap_or_default());
     let roster = cluster::fleet::read(&args.target, job, args.trainer.as_deref(), wait)?;
@@ -247,7 +247,7 @@ fn judged(args: &DoctorArgs, out: Option<&mut dyn Write>) -> Result<Judged, CliE
     if let Some(mut out) = out.filter(|_out| args.format == Form::Text) {
         cluster::fleet::preface(&roster, &report, job, &allowed, &mut out)?;
     }
-    Ok(Judged { report, snapshot: roster.fleet.snapshot, demand, known, allowed })
+    Ok(Examined { report, snapshot: roster.fleet.snapshot, demand, known, allowed })
 }
 
 fn unix_seconds() -> i64 {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io::Write};
 
-use super::{DoctorArgs, Form, Judged, find, judged, status, unix_seconds, view};
+use super::{DoctorArgs, Examined, Form, find, judged, status, unix_seconds, view};
 use crate::{
     cli::{CliError, home},
     doctor::{
@@ -95,8 +95,8 @@ struct Planned {
     left: Vec<fix::Left>,
 }
 
-fn planned(args: &DoctorArgs, scene: &Scene, judged: &Judged, machine: &Machine) -> Planned {
-    let Judged { report, snapshot, demand, .. } = judged;
+fn planned(args: &DoctorArgs, scene: &Scene, judged: &Examined, machine: &Machine) -> Planned {
+    let Examined { report, snapshot, demand, .. } = judged;
     let (drafts, left) = fix::drafts(report, snapshot, demand, scene, &args.only);
     // Several repairs of one file build on each other.
     let mut texts: BTreeMap<Target, Option<String>> = BTreeMap::new();
@@ -117,7 +117,7 @@ fn planned(args: &DoctorArgs, scene: &Scene, judged: &Judged, machine: &Machine)
     Planned { drafts, repairs, left }
 }
 
-fn about(judged: &Judged) -> String {
+fn about(judged: &Examined) -> String {
     let nodes: Vec<String> = judged.report.nodes.iter().map(ToString::to_string).collect();
     let nodes = match &nodes[..] {
         [node] => format!("node {node}"),
@@ -244,8 +244,8 @@ impl Fixer<'_> {
         &mut self,
         draft: Draft,
         scene: &Scene,
-        before: &Judged,
-    ) -> Result<(Fate, Option<Judged>), CliError> {
+        before: &Examined,
+    ) -> Result<(Fate, Option<Examined>), CliError> {
         let machine = &self.machine;
         // Anew: an earlier repair may have changed the same file.
         let read = |target: &Target| machine.read(target).map_err(|trouble| trouble.to_string());
@@ -298,7 +298,12 @@ impl Fixer<'_> {
     }
 
     /// The verdict on newly read facts, or why the repair does not help.
-    fn verified(&self, rule: &str, subject: &Subject, before: &Judged) -> Result<Judged, String> {
+    fn verified(
+        &self,
+        rule: &str,
+        subject: &Subject,
+        before: &Examined,
+    ) -> Result<Examined, String> {
         let after = judged(self.args, None).map_err(|error| error.line())?;
         holds(&after.report, rule, subject)?;
         // What was unknown or skipped before may come to light by a repair; that is not its fault.
