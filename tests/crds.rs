@@ -1,8 +1,6 @@
 //! The manifests of the repository are what the types say. `QVL_UPDATE=1 cargo test --test crds`
 //! writes them anew.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
-
 use std::{collections::BTreeSet, env, fs};
 
 use serde_json::Value;

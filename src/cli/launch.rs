@@ -131,7 +131,7 @@ pub(super) fn run(args: &LaunchArgs) -> Result<ExitStatus, CliError> {
     fs::write(&job_path, text)?;
     // The supervisor goes on from this state, here or in the background.
     let fresh = RunState::new(&job.metadata.name, &output, supervisor::now_ms());
-    RunState { doctor: Some(verdict), ..fresh }.write()?;
+    RunState { doctor: Some(*verdict), ..fresh }.write()?;
     supervise::start(&job, &job_path, trainer, 1, &args.how)
 }
 

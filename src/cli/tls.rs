@@ -11,6 +11,7 @@ use crate::{
 };
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_field_names, reason = "they are the names of the flags")]
 pub(super) struct TlsArgs {
     /// Certificate to show, with those above it, in PEM. Plain HTTP without it. A file that
     /// changes is read again.

@@ -15,7 +15,6 @@ thread_local! {
 /// Name of a call or file. A fleet of a thousand nodes has half a million facts from some hundred
 /// sources, so texts that are read are shared, and a fact holds one word.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(clippy::redundant_allocation, reason = "one word instead of two")]
 pub struct Source(Arc<Box<str>>);
 
 impl fmt::Debug for Source {

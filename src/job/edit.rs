@@ -196,13 +196,14 @@ fn render(names: &[String], edit: &Edit, indent: usize) -> String {
     for (level, name) in names.iter().enumerate() {
         let space = " ".repeat(indent + 2 * level);
         let last = level + 1 == names.len();
-        text += &match edit {
+        let line = match edit {
             Edit::Set { value, .. } if last => format!("{space}{name}: {}\n", scalar(value)),
             Edit::Add { item, .. } if last => {
                 format!("{space}{name}:\n{space}  - {}\n", scalar(item))
             }
             Edit::Set { .. } | Edit::Add { .. } => format!("{space}{name}:\n"),
         };
+        text.push_str(&line);
     }
     text
 }

@@ -159,7 +159,7 @@ impl Reader {
                     let bytes: Vec<u8> = bytes.iter().filter_map(byte).collect();
                     self.entry.set(name, &String::from_utf8_lossy(&bytes));
                 }
-                _ => {}
+                Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => {}
             }
         }
         self.end_of_entry();

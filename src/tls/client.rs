@@ -120,6 +120,7 @@ const NOT_OURS: (&str, &str) = (
      `qvl resume JOB` make pods that know the CA of today",
 );
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "rustls adds errors without notice")]
 fn told(error: &rustls::Error) -> Option<(String, &'static str)> {
     let plain = |(what, hint): (&str, &'static str)| Some((what.to_owned(), hint));
     let at = |time: &UnixTime| {

@@ -212,11 +212,11 @@ impl fmt::Debug for Door {
     }
 }
 
-/// Opens the door at a listener. `TapIo` is what lets handlers know the peer's address.
-pub fn open(
-    listener: TcpListener,
-    identity: Option<Arc<Identity>>,
-) -> io::Result<TapIo<Door, fn(&mut Connection)>> {
+/// A door through which handlers know the peer's address.
+pub(crate) type Tapped = TapIo<Door, fn(&mut Connection)>;
+
+/// Opens the door at a listener.
+pub fn open(listener: TcpListener, identity: Option<Arc<Identity>>) -> io::Result<Tapped> {
     let door = match identity {
         None => Door::Plain(listener),
         Some(identity) => {

@@ -83,20 +83,21 @@ impl DoctorVerdict {
     /// `passed 3h ago on n1, n2: 120 pass, 2 warn; sha256:0123456789ab`, for a person.
     pub fn sentence(&self, ago: &str) -> String {
         let VerdictCounts { pass, warn, unknown, .. } = self.counts;
-        let mut text = format!("passed {ago} ago {}: {pass} pass", self.on());
-        for (count, word) in [(warn, "warn"), (unknown, "unknown")] {
-            if 0 < count {
-                text += &format!(", {count} {word}");
-            }
-        }
-        if !self.allowed_unknown.is_empty() {
-            text += &format!(" (allowed: {})", self.allowed_unknown.join(", "));
-        }
-        text += &format!("; {}", short(&self.digest));
-        if let Some(permission) = &self.permission {
-            text += &format!(", with --verdict {}", short(permission));
-        }
-        text
+        let counted = [(warn, "warn"), (unknown, "unknown")].into_iter();
+        let counted = counted.filter(|(count, _word)| 0 < *count);
+        let more: String = counted.map(|(count, word)| format!(", {count} {word}")).collect();
+        let allowed = match self.allowed_unknown.join(", ") {
+            none if none.is_empty() => none,
+            ids => format!(" (allowed: {ids})"),
+        };
+        let permission = self.permission.as_deref().map(short);
+        let permission = permission.map(|seal| format!(", with --verdict {seal}"));
+        format!(
+            "passed {ago} ago {}: {pass} pass{more}{allowed}; {}{}",
+            self.on(),
+            short(&self.digest),
+            permission.unwrap_or_default()
+        )
     }
 
     fn on(&self) -> String {

@@ -34,7 +34,7 @@ fn places(value: &Value, at: &str, all: &mut Vec<String>) {
             list.iter().enumerate().for_each(|(index, value)| below(&index.to_string(), value));
         }
         Value::Object(map) => map.iter().for_each(|(name, value)| below(name, value)),
-        _ => {}
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 

@@ -37,12 +37,14 @@ fn calls_that_a_filter_refuses_are_unknown() {
 fn refuse(command: &mut Command, calls: &[i64]) {
     use std::os::unix::process::CommandExt;
     const EPERM: u32 = 1;
-    let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let narrow = |code: u32| u16::try_from(code).expect("operations have 16 bits");
+    let number = |call: i64| u32::try_from(call).expect("numbers of calls are small");
+    let statement = |code: u32, k: u32| libc::sock_filter { code: narrow(code), jt: 0, jf: 0, k };
     // The number of the call is the first word.
     let mut filter = vec![statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)];
     for call in calls {
         let is = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-        filter.push(libc::sock_filter { code: is as u16, jt: 0, jf: 1, k: *call as u32 });
+        filter.push(libc::sock_filter { code: narrow(is), jt: 0, jf: 1, k: number(*call) });
         filter.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | EPERM));
     }
     filter.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW));

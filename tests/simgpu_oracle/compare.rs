@@ -22,8 +22,7 @@ impl Comparison {
 
     /// Fails if anything differed, or if fewer than `least` values were compared.
     pub(crate) fn finish(self, least: usize) {
-        println!("{}: {} values", self.client, self.compared);
-        assert!(self.differences.is_empty(), "{}", self.differences.join("\n"));
+        assert!(self.differences.is_empty(), "{}: {}", self.client, self.differences.join("\n"));
         assert!(least < self.compared, "only {} values were compared", self.compared);
     }
 

@@ -11,7 +11,7 @@ use crate::{
     cli::{CliError, home},
     doctor::{self, Demand},
     facts::{ActiveFacts, NodeFacts, Place},
-    launch::registry,
+    launch::{registry, state::RunState},
     probe::{
         self,
         active::{self, ActiveOptions},
@@ -146,6 +146,6 @@ pub(in crate::cli) fn run(facts: &NodeFacts, options: &ActiveOptions) -> ActiveF
 /// A run of this user on this machine.
 fn own_run() -> Option<String> {
     let runs = registry::list(&home::jobs()).ok()?;
-    let run = runs.into_iter().find(|run| run.is_alive())?;
+    let run = runs.into_iter().find(RunState::is_alive)?;
     Some(format!("`{}` runs on this machine (`qvl ps`)", run.name))
 }

@@ -33,15 +33,13 @@ pub(super) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<ExitStatus,
     let journal = if args.apply { Some(Journal::open(&path).map_err(explain)?) } else { None };
     let lock = journal.as_ref().map(Journal::lock).transpose()?;
     let machine = Machine::new(std::env::current_exe()?, lock);
-    match journal {
-        Some(journal) => Fixer { args, machine, journal, json }.run(out),
-        None => {
-            // A plan changes nothing, so it does not need the journal either.
-            let earlier = Journal::read(&path).map_err(explain)?;
-            let interrupted = earlier.iter().filter(|one| is_open(one)).count();
-            show(args, &machine, interrupted, json, out)
-        }
+    if let Some(journal) = journal {
+        return Fixer { args, machine, journal, json }.run(out);
     }
+    // A plan changes nothing, so it does not need the journal either.
+    let earlier = Journal::read(&path).map_err(explain)?;
+    let interrupted = earlier.iter().filter(|one| is_open(one)).count();
+    show(args, &machine, interrupted, json, out)
 }
 
 fn is_open(one: &repair::Transaction) -> bool {

@@ -22,7 +22,7 @@ use crate::{
 /// What the doctor said before a launch.
 pub(crate) enum Gate {
     /// The job may start. Facts and report as JSON, and the verdict that the run keeps.
-    Open { facts: String, report: String, verdict: DoctorVerdict },
+    Open { facts: String, report: String, verdict: Box<DoctorVerdict> },
     /// It must not.
     Closed(ExitStatus),
 }
@@ -57,7 +57,7 @@ pub(crate) fn gate(
     }
     let judged = Judged { report: &report, snapshot: &snapshot, job, allow_unknown, permission };
     let (verdict, report) = judged.seal()?;
-    Ok(Gate::Open { facts: saved, report, verdict })
+    Ok(Gate::Open { facts: saved, report, verdict: Box::new(verdict) })
 }
 
 /// What a launch was judged by.
