@@ -83,7 +83,7 @@ pub fn run(options: &ActiveOptions) -> ActiveFacts {
         options.folders.iter().map(|(place, path)| folder(options, *place, path)).collect();
     ActiveFacts {
         storage: Fact::known(folders, storage::FROM),
-        memory: own(options, "memory", &[], memory::FROM, (30, 90)),
+        memory: own(options, "memory", &[], memory::FROM, (60, 120)),
         compute: own(options, "compute", &[], compute::FROM, (30, 60)),
         gpus: gpus(options),
         network: (!options.peers.is_empty()).then(|| peers(options)),
