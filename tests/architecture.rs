@@ -134,7 +134,6 @@ const UNSAFE: &[(&str, &str)] = &[
     ("tests/killer", "functions of the C library, with a death before them"),
     ("tests/robustness/seccomp.rs", "a filter is set between fork and exec"),
     ("tests/simgpu", "a C library whose callers are C programs"),
-    ("tests/simdriver", "a C library whose callers are C programs"),
 ];
 
 /// A source file is at most this long, unless it is listed with its reason.
@@ -151,6 +150,7 @@ const LONG: &[(&str, &str)] = &[
     ("src/train/reduce.rs", "the tree, its proof by tests beside it"),
     ("src/train/run.rs", "the loop of a rank from top to bottom"),
     ("src/train/selftest/golden.rs", "one comparison per tolerance layer"),
+    ("tests/architecture.rs", "the tables are the shape of the repository"),
     ("tests/logs.rs", "the log contract from every side, with one collector"),
     ("tests/pods/bench.rs", "cluster, job, broker, collector and supervisor of these tests"),
     ("tests/simgpu/src/scenario.rs", "the scenario format, most of it documentation"),

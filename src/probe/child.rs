@@ -27,7 +27,7 @@ use crate::wire::gputest::{ANSWER, CALL};
 /// Longest silence: the time of one call, which takes milliseconds on a healthy driver.
 const SILENCE: Duration = Duration::from_secs(5);
 /// Longest time in all, for drivers that are slow at every call.
-const LONGEST: Duration = Duration::from_secs(30);
+pub(super) const LONGEST: Duration = Duration::from_secs(30);
 
 /// A killed process is gone in less, in milliseconds.
 const DEATH_MS: u64 = 5_000;
@@ -100,6 +100,14 @@ struct Stuck {
 /// Whoever asks again and again must not gather a hanging process each time.
 static STUCK: Mutex<Vec<Stuck>> = Mutex::new(Vec::new());
 
+/// The call in which an earlier child for the library still hangs.
+pub(super) fn hangs(library: DriverLibrary) -> Option<String> {
+    match stuck(&STUCK, library.name()) {
+        Some(Silence::Hung { call, .. }) => Some(call),
+        Some(Silence::Crashed { .. }) | None => None,
+    }
+}
+
 /// What the earlier children say that still hang; those that died are reaped.
 fn stuck(all: &Mutex<Vec<Stuck>>, name: &str) -> Option<Silence> {
     let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,7 +121,7 @@ pub(super) fn start(program: &Path, library: DriverLibrary) -> Question {
     send(errand(program, library, &[]))
 }
 
-fn errand(program: &Path, library: DriverLibrary, more: &[&str]) -> Errand {
+pub(super) fn errand(program: &Path, library: DriverLibrary, more: &[&str]) -> Errand {
     let args = ["probe-driver", library.name()];
     Errand {
         name: library.name().to_owned(),
@@ -130,7 +138,8 @@ pub(super) fn send(errand: Errand) -> Question {
     ask(errand, Stdio::null())
 }
 
-fn ask(errand: Errand, stdin: Stdio) -> Question {
+/// The same; `stdin` is held open by the child.
+pub(super) fn ask(errand: Errand, stdin: Stdio) -> Question {
     if let Some(silence) = stuck(&STUCK, &errand.name) {
         return Question { errand, asked: Asked::Stuck(silence) };
     }
@@ -142,46 +151,6 @@ fn ask(errand: Errand, stdin: Stdio) -> Question {
         .stderr(Stdio::null())
         .spawn();
     Question { errand, asked: Asked::Started(child) }
-}
-
-/// Asks for the persistence mode of a GPU, or sets it first. Turning it on initialises the GPU,
-/// which takes seconds. `stdin` is held open by the process that makes the calls.
-pub fn persistence(
-    program: &Path,
-    gpu: &str,
-    set: Option<bool>,
-    stdin: Stdio,
-) -> Result<bool, nvml::PersistenceError> {
-    let lost = |message: String| nvml::PersistenceError { message, denied: false };
-    let library = DriverLibrary::Nvml;
-    if let Some(Silence::Hung { call, .. }) = stuck(&STUCK, library.name()) {
-        return Err(lost(format!("the driver hangs in {call}")));
-    }
-    let text = set.map(|on| on.to_string());
-    let mut more = vec!["--persistence", gpu];
-    if let Some(text) = &text {
-        more.extend(["--set", text]);
-    }
-    // One call, and a slow one.
-    let errand = Errand { silence: LONGEST, ..errand(program, library, &more) };
-    let answer: Result<Result<bool, nvml::PersistenceError>, Silence> = ask(errand, stdin).answer();
-    answer.unwrap_or_else(|silence| match silence {
-        Silence::Hung { call, after_ms } => {
-            Err(lost(format!("the driver did not return from {call} within {after_ms} ms")))
-        }
-        Silence::Crashed { message } => Err(lost(format!("the driver crashed: {message}"))),
-    })
-}
-
-/// The child's side of [`persistence`].
-pub fn serve_persistence(
-    gpu: &str,
-    set: Option<bool>,
-    mut say: impl FnMut(&str) + Send + 'static,
-) -> String {
-    let progress = Progress::to(move |call| say(&format!("{CALL}{call}")));
-    let answer = nvml::persistence(nvml::LIBRARY.as_ref(), gpu, set, &progress);
-    format!("{ANSWER}{}", serde_json::to_string(&answer).expect("plain data"))
 }
 
 impl Question {

@@ -24,6 +24,7 @@ mod nvlink;
 pub mod nvml;
 mod official;
 mod pci;
+mod persistence;
 mod ranges;
 mod rdma;
 mod script;
@@ -35,9 +36,10 @@ pub mod way;
 use std::path::{Path, PathBuf};
 
 pub use calls::Progress;
-pub use child::{DriverLibrary, persistence, serve, serve_persistence};
+pub use child::{DriverLibrary, serve};
 pub use kernel_file::read_kernel_log;
 pub use kmsg::KernelLogFollower;
+pub use persistence::{persistence, serve_persistence};
 
 use crate::facts::{
     ContainerFacts, CudaFacts, EnvFacts, Fact, IdentityFacts, KernelLog, NodeFacts, NodeName,

@@ -23,7 +23,7 @@ pub enum TlsError {
     Read { path: PathBuf, source: io::Error },
     #[error("no certificate in {what}: expected PEM text with BEGIN CERTIFICATE")]
     NoCertificate { what: String },
-    #[error("no private key in `{}`: expected PEM text with BEGIN PRIVATE KEY", path.display())]
+    #[error("no private key in `{}`: expected a private key as PEM text", path.display())]
     NoKey { path: PathBuf },
     #[error("the certificate in `{}` and the key in `{}` cannot be used together",
         certificate.display(), key.display())]
