@@ -292,7 +292,7 @@ mod tests {
     fn an_answer_is_read_back() {
         let answer = serve(DriverLibrary::Nvml, |call| assert!(call.starts_with("call ")));
         let said = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(said.path(), answer).unwrap();
+        std::fs::write(said.path(), format!("{answer}\n")).unwrap();
         let program = program(&format!("cat {}", said.path().display()));
         let read: NvmlFacts = start(&program, DriverLibrary::Nvml).answer().unwrap();
         assert!(read.state.get().is_ok());

@@ -46,9 +46,7 @@ fn of_processes(code: u32, apart_us: u64) -> Vec<XidEvent> {
 
 fn expected(code: u32) -> Verdict {
     match code {
-        code if BLOCK.contains(&code) || (144..=150).contains(&code) || code == 154 => {
-            Verdict::Fail
-        }
+        code if BLOCK.contains(&code) || (144..=150).contains(&code) => Verdict::Fail,
         code if IGNORE.contains(&code) || PROGRAM.contains(&code) || code == 63 => Verdict::Pass,
         // Those that the catalog does not use, 45 without a cause, and 154 while the driver asks for nothing.
         _ => Verdict::Warn,
