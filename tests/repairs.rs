@@ -143,13 +143,11 @@ fn survives_death_at_every_step(case: &Case) {
             let undo = world.run("\"$QVL\" doctor undo");
             assert_eq!(undo.code, 0, "step {at}: {}{}", undo.out, undo.err);
         } else {
+            // Death after the last entry of the journal comes too late: the repair is made.
+            let is_made = states(&mut world).last().is_some_and(|state| state == "kept");
+            let words = if is_made { "0 repairs can be made here" } else { "the check passes now" };
             let next = world.run(&case.apply());
-            assert!(
-                next.out.contains("the check passes now"),
-                "step {at}: {}{}",
-                next.out,
-                next.err
-            );
+            assert!(next.out.contains(words), "step {at}: {}{}", next.out, next.err);
             case.assert_silent(&mut world);
             world.must("\"$QVL\" doctor undo");
         }
@@ -269,11 +267,8 @@ fn what_does_not_help_is_rolled_back() {
     world.must("printf '#!/bin/sh\\nexit 0\\n' > \"$T/bin/modprobe\"");
     let made = world.run(&MODULE.apply());
     assert_eq!(made.code, 1, "{}", made.out);
-    assert!(
-        made.out.contains("kernel module nvidia_uvm is not there instead of loaded"),
-        "{}",
-        made.out
-    );
+    let told = made.out.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(told.contains("kernel module nvidia_uvm is not there instead of loaded"), "{told}");
     assert_eq!(states(&mut world), ["rolled-back"]);
 }
 

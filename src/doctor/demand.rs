@@ -229,10 +229,20 @@ fn bytes_of(text: &str) -> Option<u64> {
 /// one on CPUs.
 pub(super) fn chosen(snapshot: &Snapshot) -> Compute {
     let any = snapshot.nodes.values().any(|node| {
-        has_nvidia_hardware(node)
-            || !matches!(node.nvml.state.get(), Ok(NvmlState::LibraryMissing { .. }) | Err(_))
+        let has_failed = node.kernel.log.value().is_some_and(|log| !log.xids.is_empty());
+        has_nvidia_hardware(node) || has_failed || has_driver_library(node)
     });
     if any { Compute::Cuda } else { Compute::Cpu }
+}
+
+/// A library that is there and cannot be loaded is a broken driver, not a machine without one. The
+/// words for a file that is not there are those of strerror(ENOENT).
+fn has_driver_library(node: &NodeFacts) -> bool {
+    match node.nvml.state.get() {
+        Ok(NvmlState::LibraryMissing { message }) => !message.contains("No such file"),
+        Ok(_answer) => true,
+        Err(_unread) => false,
+    }
 }
 
 pub(super) fn has_nvidia_hardware(node: &NodeFacts) -> bool {
