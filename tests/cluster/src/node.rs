@@ -48,7 +48,8 @@ pub(crate) fn boot(places: &Places, index: usize, node: &Node) -> Result<(), Err
     for (name, text) in [
         ("containerd.toml", node_files::containerd(places, &node.name)),
         ("resolv.conf", String::new()),
-        ("kmsg", String::new()),
+        // A kernel has always said something.
+        ("kmsg", "6,0,0,-;Linux version 6.8.0 (a node of the test cluster)\n".to_owned()),
     ] {
         let path = folder.join(name);
         fs::write(&path, text).at("write", path)?;
