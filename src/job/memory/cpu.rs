@@ -29,6 +29,8 @@ const PEER: u64 = 1 << 20;
 /// Share of the tensors that is lost between blocks of the heap, in percent. Measured: what
 /// `VmHWM` has more than the formulas, over the runs of `tests/memory.rs`.
 const HEAP_PERCENT: u64 = 6;
+/// What floating point may add to a count of pictures; a count is rounded up.
+const ROUNDING: f64 = 1e-6;
 /// Bytes of pictures' features that a rank keeps (`train::features`).
 const FEATURES_LIMIT: u64 = 4 << 30;
 /// Samples that an evaluation computes together (`train::eval`).
@@ -155,7 +157,7 @@ impl Rank<'_> {
             clippy::cast_sign_loss,
             reason = "a share of a count"
         )]
-        let met = (pictures as f64 * share).ceil() as u64;
+        let met = (pictures as f64 * share - ROUNDING).ceil() as u64;
         let met = met + measured.div_ceil(self.ranks);
         let each = self.shape.queries * self.shape.hidden * self.width;
         let from = format!("{met} of them x {each} bytes");
