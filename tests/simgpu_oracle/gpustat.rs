@@ -6,7 +6,7 @@ use qvl::facts::{Fact, GpuFacts, GpuHandle, NvmlState};
 use serde_json::{Value, json};
 use simgpu::{Host, host};
 
-use crate::{compare::Comparison, environment, observed, quick};
+use crate::{compare::Comparison, environment, observed, steady};
 
 const MIB: u64 = 1 << 20;
 
@@ -81,7 +81,7 @@ fn as_json<T>(fact: &Fact<T>, value: impl Fn(&T) -> Value) -> Fact<Value> {
 fn gpustat_prints_the_same_values_in_every_scenario() {
     let alive = Alive::new();
     let mut comparison = Comparison::with("gpustat");
-    for name in quick() {
+    for name in steady() {
         // The other process must not be one of this machine.
         let scenario = host::named(&name).replace("4242", &alive.0.id().to_string());
         let host = Host::new(&scenario.replace("777", "99999999"));

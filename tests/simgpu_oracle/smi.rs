@@ -12,7 +12,7 @@ use simgpu::{Host, host, scenario::Scenario};
 
 use crate::{
     compare::{Comparison, memory},
-    made, observed, python, quick,
+    made, observed, python, steady,
 };
 
 /// Series whose place for every fact is known, run on every host.
@@ -101,7 +101,7 @@ fn mapped<T>(fact: &Fact<T>, value: impl Fn(&T) -> Value) -> Fact<Value> {
 fn nvidia_smi_prints_the_same_values_in_every_scenario() {
     let mut comparison = Comparison::with("nvidia-smi");
     // A client of a newer driver cannot read the old one: its own client is asked, below.
-    for name in quick().into_iter().filter(|name| name != "old-driver") {
+    for name in steady().into_iter().filter(|name| name != "old-driver") {
         let host = Host::named(&name);
         let ours = observed(&host).nvml;
         for series in SERIES {
