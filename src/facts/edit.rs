@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-use super::NodeFacts;
+use super::{NodeFacts, read};
 
 /// Why a fact cannot be replaced.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,8 +72,7 @@ fn with(facts: &NodeFacts, path: &str, value: &Value) -> Result<(NodeFacts, Stri
     let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let wrong =
         |why: String| EditError::WrongValue { path: path.to_owned(), value: shown.clone(), why };
-    let edited: NodeFacts =
-        serde_json::from_value(tree.clone()).map_err(|error| wrong(error.to_string()))?;
+    let edited: NodeFacts = read(&tree.to_string()).map_err(|error| wrong(error.into_message()))?;
     // Reading ignores names that it does not know; what is gone afterwards was such a name.
     let back = serde_json::to_value(&edited).expect("facts are plain data");
     match edit.added {
@@ -279,7 +278,7 @@ mod tests {
 
     fn healthy() -> NodeFacts {
         let text = include_str!("../../tests/facts/healthy-8xh100.json");
-        serde_json::from_str::<FactsFile>(text).unwrap().facts
+        read::<FactsFile>(text).unwrap().facts
     }
 
     #[track_caller]

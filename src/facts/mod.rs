@@ -15,6 +15,7 @@ mod links;
 mod network;
 mod official;
 mod pci;
+mod read;
 mod source;
 mod system;
 mod trainer;
@@ -46,6 +47,7 @@ pub use network::{
 };
 pub use official::{CodeMark, DeepSpeedConfig, LaunchScript, Launcher, OfficialFacts};
 pub use pci::{Acs, AerCounts, Bridge, PciState};
+pub use read::{ReadError, read};
 pub use source::Source;
 pub use system::{
     CgroupEvents, ClockState, Cpu, Governor, MemoryDetail, MemoryErrors, Pressure, ProcessTable,

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     cli::{CliError, input},
-    facts::{FactsFile, NodeFacts, NodeName},
+    facts::{self, FactsFile, NodeFacts, NodeName},
     wire::ExitStatus,
 };
 
@@ -62,12 +62,11 @@ pub(super) fn read_facts(path: &Path) -> Result<FactsFile, CliError> {
             .hint("`qvl doctor --save-facts FILE` writes such a file")
     };
     let text = input::text(path).map_err(|error| failed(error.into()))?;
-    // Straight into its type; only what does not fit is read again, to say where and why.
-    if let Ok(file) = serde_json::from_str::<FactsFile>(&text)
-        && file.format == FactsFile::VERSION
-    {
-        return Ok(file);
-    }
+    // Straight into its type; only what does not fit is read again, to say why.
+    let file = match facts::read::<FactsFile>(&text) {
+        Ok(file) if file.format == FactsFile::VERSION => return Ok(file),
+        file => file,
+    };
     let value: serde_json::Value =
         serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
     let format = value.get("format").and_then(serde_json::Value::as_u64);
@@ -78,5 +77,5 @@ pub(super) fn read_facts(path: &Path) -> Result<FactsFile, CliError> {
             FactsFile::VERSION
         ))));
     }
-    serde_path_to_error::deserialize(value).map_err(|error| failed(error.into()))
+    file.map_err(|error| failed(error.into()))
 }
