@@ -169,9 +169,11 @@ impl Demand {
     /// The same demand with `compute` decided and `nodes` counted.
     pub(super) fn resolved(&self, snapshot: &Snapshot) -> Self {
         let nodes = snapshot.nodes.len() + snapshot.missing().count();
-        let compute = match self.compute {
-            Compute::Auto => chosen(snapshot),
-            Compute::Cuda | Compute::Cpu => self.compute,
+        let compute = match (self.stack, self.compute) {
+            // The official scripts start DeepSpeed, which they do not offer on CPUs.
+            (Stack::Official, _) => Compute::Cuda,
+            (Stack::Own, Compute::Auto) => chosen(snapshot),
+            (Stack::Own, Compute::Cuda | Compute::Cpu) => self.compute,
         };
         let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
         Demand { compute, nodes, ..self.clone() }
@@ -235,14 +237,10 @@ pub(super) fn chosen(snapshot: &Snapshot) -> Compute {
     if any { Compute::Cuda } else { Compute::Cpu }
 }
 
-/// A library that is there and cannot be loaded is a broken driver, not a machine without one. The
-/// words for a file that is not there are those of strerror(ENOENT).
+/// A library that is there and cannot be loaded is a broken driver, not a machine without one.
 fn has_driver_library(node: &NodeFacts) -> bool {
-    match node.nvml.state.get() {
-        Ok(NvmlState::LibraryMissing { message }) => !message.contains("No such file"),
-        Ok(_answer) => true,
-        Err(_unread) => false,
-    }
+    let state = node.nvml.state.value();
+    state.is_some_and(|state| !matches!(state, NvmlState::LibraryMissing { .. }))
 }
 
 pub(super) fn has_nvidia_hardware(node: &NodeFacts) -> bool {

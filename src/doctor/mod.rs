@@ -220,7 +220,11 @@ fn driver_of(node: &NodeFacts) -> String {
         Ok(NvmlState::LibraryMissing { .. }) => {
             "an NVIDIA GPU, but no driver library (libnvidia-ml.so.1)".to_owned()
         }
-        Ok(NvmlState::Failed { message, .. } | NvmlState::Crashed { message }) => {
+        Ok(
+            NvmlState::LibraryBroken { message }
+            | NvmlState::Failed { message, .. }
+            | NvmlState::Crashed { message },
+        ) => {
             format!("the NVIDIA driver does not work: {message}")
         }
         Ok(NvmlState::Hung { call, .. }) => format!("the NVIDIA driver hangs in {call}"),

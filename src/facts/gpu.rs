@@ -107,8 +107,13 @@ impl NvmlFacts {
 pub enum NvmlState {
     /// NVML answers.
     Ready,
-    /// `libnvidia-ml.so.1` cannot be loaded.
+    /// There is no `libnvidia-ml.so.1`.
     LibraryMissing {
+        /// What the loader said.
+        message: String,
+    },
+    /// `libnvidia-ml.so.1` is there, and the loader refuses it or does not find what it needs.
+    LibraryBroken {
         /// What the loader said.
         message: String,
     },

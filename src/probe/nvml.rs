@@ -47,7 +47,7 @@ pub fn read(library: &OsStr, progress: &Progress) -> NvmlFacts {
     let nvml = match opened {
         Ok(nvml) => nvml,
         Err(error) => {
-            let state = Fact::known(init_state(error), "nvmlInit_v2");
+            let state = Fact::known(init_state(library, error), "nvmlInit_v2");
             return NvmlFacts::without_gpus(state, "NVML is not available");
         }
     };
@@ -104,14 +104,26 @@ pub(super) fn persistence(
     mode.map_err(told("nvmlDeviceGetPersistenceMode"))
 }
 
-fn init_state(error: NvmlError) -> NvmlState {
+fn init_state(library: &OsStr, error: NvmlError) -> NvmlState {
     if let NvmlError::LibloadingError(cause) = &error {
-        return NvmlState::LibraryMissing { message: cause.to_string() };
+        let message = cause.to_string();
+        return if is_absent(library, &message) {
+            NvmlState::LibraryMissing { message }
+        } else {
+            NvmlState::LibraryBroken { message }
+        };
     }
     let Failure { code, text } = Failure::of(error);
     // Without a code the library has no function to initialise it.
     let code = code.unwrap_or(FUNCTION_NOT_FOUND);
     NvmlState::Failed { code, message: with_smi_text(code, &text) }
+}
+
+/// Whether the loader found no such library. It names the file that it did not find, which may be
+/// another one that the library needs; the reason is strerror(ENOENT), for dlopen gives no code.
+fn is_absent(library: &OsStr, message: &str) -> bool {
+    let named = message.strip_prefix(&*library.to_string_lossy());
+    named.is_some_and(|rest| rest.starts_with(':') && rest.ends_with("No such file or directory"))
 }
 
 /// The binding's text, and the one that `nvidia-smi` prints: the one that people search for.
@@ -234,6 +246,18 @@ mod tests {
         };
         assert!(message.contains("/nowhere/libnvidia-ml.so.1"), "{message}");
         assert!(facts.gpus.get().is_err());
+    }
+
+    #[test]
+    fn a_file_that_does_not_load_is_a_broken_library() {
+        let folder = tempfile::tempdir().unwrap();
+        let library = folder.path().join("libnvidia-ml.so.1");
+        std::fs::write(&library, "not a library").unwrap();
+        let facts = read(library.as_os_str(), &Progress::default());
+        assert!(matches!(facts.state.get().unwrap(), NvmlState::LibraryBroken { .. }));
+        // A library that needs another one, which is not there.
+        let message = "libother.so.2: cannot open shared object file: No such file or directory";
+        assert!(!is_absent("libnvidia-ml.so.1".as_ref(), message));
     }
 
     #[test]

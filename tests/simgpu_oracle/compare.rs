@@ -66,6 +66,7 @@ impl Comparison {
                 return;
             }
             state @ (NvmlState::LibraryMissing { .. }
+            | NvmlState::LibraryBroken { .. }
             | NvmlState::Hung { .. }
             | NvmlState::Crashed { .. }) => panic!("{scenario}: {state:?}"),
         }

@@ -91,7 +91,7 @@ fn driver(facts: &NodeFacts) -> String {
     let word = match facts.nvml.state.get() {
         Ok(NvmlState::Ready) | Err(_) => "unknown",
         Ok(NvmlState::LibraryMissing { .. }) => "none",
-        Ok(NvmlState::Failed { .. }) => "fails",
+        Ok(NvmlState::LibraryBroken { .. } | NvmlState::Failed { .. }) => "fails",
         Ok(NvmlState::Hung { .. }) => "hangs",
         Ok(NvmlState::Crashed { .. }) => "crashes",
     };

@@ -48,8 +48,12 @@ fn unavailable(node: &NodeFacts, demand: &Demand) -> Outcome {
             return Ok(Judgement::pass(Evidence::of(fact, "ready", "success")));
         }
         NvmlState::Hung { .. } => return Err(Stop::skip("a driver call hangs: see driver-hang")),
-        NvmlState::LibraryMissing { message } => (
+        NvmlState::LibraryBroken { message } => (
             format!("libnvidia-ml.so.1 cannot be loaded ({message})"),
+            "reinstall the driver, so that its libraries are whole and of one version",
+        ),
+        NvmlState::LibraryMissing { message } => (
+            format!("there is no libnvidia-ml.so.1 ({message})"),
             if node.container.kind.value().is_some_and(Option::is_some) {
                 "start the container with the NVIDIA runtime: docker run --gpus all, or runtimeClassName: nvidia"
             } else {
@@ -90,9 +94,14 @@ fn hang(node: &NodeFacts, demand: &Demand) -> Outcome {
     let hung = match (node.nvml.state.value(), node.cuda.state.value()) {
         (Some(NvmlState::Hung { call, after_ms }), _)
         | (_, Some(CudaState::Hung { call, after_ms })) => Some((call.clone(), *after_ms)),
-        (Some(NvmlState::LibraryMissing { .. } | NvmlState::Failed { .. }), _) => {
-            return Err(Stop::skip("there is no driver to ask: see nvml-unavailable"));
-        }
+        (
+            Some(
+                NvmlState::LibraryMissing { .. }
+                | NvmlState::LibraryBroken { .. }
+                | NvmlState::Failed { .. },
+            ),
+            _,
+        ) => return Err(Stop::skip("there is no driver to ask: see nvml-unavailable")),
         _ => None,
     };
     let (call, ms) = match hung {

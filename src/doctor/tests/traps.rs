@@ -182,6 +182,26 @@ fn a_job_that_may_choose_does_not_fall_back_to_cpus_beside_a_broken_driver() {
 }
 
 #[test]
+fn a_machine_without_gpus_is_told_from_one_with_a_broken_driver() {
+    use crate::facts::NvmlState;
+    let message = || "as the loader says".to_owned();
+    let compute = |state, stack| {
+        let mut snapshot = fleet(1);
+        let node = snapshot.nodes.values_mut().next().unwrap();
+        change(&mut node.driver.pci_gpus, Vec::clear);
+        change(&mut node.driver.device_nodes, BTreeMap::clear);
+        node.nvml.state = Fact::known(state, "dlopen");
+        let demand = Demand { compute: Compute::Auto, stack, ..demand() };
+        diagnose(&snapshot, &demand).compute
+    };
+    let missing = || NvmlState::LibraryMissing { message: message() };
+    assert_eq!(compute(missing(), Stack::Own), Compute::Cpu);
+    assert_eq!(compute(NvmlState::LibraryBroken { message: message() }, Stack::Own), Compute::Cuda);
+    // finetune.py never computes on CPUs.
+    assert_eq!(compute(missing(), Stack::Official), Compute::Cuda);
+}
+
+#[test]
 fn the_official_stack_is_judged_by_its_own_needs() {
     let mut snapshot = fleet(1);
     let node = snapshot.nodes.values_mut().next().unwrap();
