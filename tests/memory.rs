@@ -95,9 +95,8 @@ impl Bench {
             mebibytes(planned),
             100.0 * error(largest)
         );
-        for peak in peaks {
-            assert!(error(peak).abs() <= LIMIT, "{name}: planned {planned}, measured {peak}");
-        }
+        // The plan is for the rank that takes most: another one may have had shorter samples.
+        assert!(error(largest).abs() <= LIMIT, "{name}: planned {planned}, measured {peaks:?}");
     }
 }
 
@@ -173,8 +172,11 @@ fn everything_is_trained() {
 fn weights_dominate() {
     let folder = random(&config(512, 8, 2048), None);
     let base = folder.path().join("base");
-    let bench = Bench::new(base.to_str().unwrap()).with("/batch/unit", json!(1));
-    bench.assert_planned("random model of 33 M parameters", 1);
+    for ranks in [1, 2] {
+        let bench = Bench::new(base.to_str().unwrap()).with("/batch/unit", json!(1));
+        let bench = bench.with("/stages/0/steps", json!(1));
+        bench.assert_planned(&format!("random model of 23 M parameters, {ranks} ranks"), ranks);
+    }
 }
 
 #[test]

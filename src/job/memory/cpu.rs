@@ -29,8 +29,6 @@ const PEER: u64 = 1 << 20;
 /// Share of the tensors that is lost between blocks of the heap, in percent. Measured: what
 /// `VmHWM` has more than the formulas, over the runs of `tests/memory.rs`.
 const HEAP_PERCENT: u64 = 6;
-/// What floating point may add to a count of pictures; a count is rounded up.
-const ROUNDING: f64 = 1e-6;
 /// Bytes of pictures' features that a rank keeps (`train::features`).
 const FEATURES_LIMIT: u64 = 4 << 30;
 /// Samples that an evaluation computes together (`train::eval`).
@@ -147,17 +145,15 @@ impl Rank<'_> {
         let Reads { samples, pictures, measured, steps, .. } = *self.reads;
         let seen = steps.saturating_mul(u64::from(self.job.spec.batch.global));
         // In each epoch a sample goes to any of the ranks; in a part of one, to none perhaps.
-        let (epochs, part) = (seen / samples.max(1), seen % samples.max(1));
-        let others = 1.0 - 1.0 / self.ranks as f64;
-        let not_here = 1.0 - part as f64 / (samples.max(1) * self.ranks) as f64;
-        let epochs = i32::try_from(epochs).unwrap_or(i32::MAX);
-        let share = 1.0 - others.powi(epochs) * not_here;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a share of a count"
-        )]
-        let met = (pictures as f64 * share - ROUNDING).ceil() as u64;
+        let samples = samples.max(1);
+        let (epochs, part) = (seen / samples, seen % samples);
+        let passed_by = |missed: u64| (missed != 0).then(|| missed * (self.ranks - 1) / self.ranks);
+        let epochs = usize::try_from(epochs).unwrap_or(usize::MAX);
+        let mut after = std::iter::successors(Some(pictures), |missed| passed_by(*missed));
+        let missed = after.nth(epochs).unwrap_or(0);
+        let places = samples.saturating_mul(self.ranks);
+        let missed = u128::from(missed) * u128::from(places - part) / u128::from(places);
+        let met = pictures - u64::try_from(missed).expect("a part of the pictures");
         let met = met + measured.div_ceil(self.ranks);
         let each = self.shape.queries * self.shape.hidden * self.width;
         let from = format!("{met} of them x {each} bytes");
