@@ -1,7 +1,7 @@
 //! Programs of the cluster, built once from the Go modules in `tools/`.
 //!
-//! Each folder there pins one project by go.mod and go.sum. A program is built again when those
-//! files or its flags change.
+//! Each folder there pins one project by go.mod and go.sum, and may have a main.go of its own. A
+//! program is built again when those files or its flags change.
 
 use std::{
     fs::{self, File},
@@ -54,7 +54,7 @@ const TOOLS: [Tool; 15] = [
         package: "github.com/NVIDIA/k8s-device-plugin/cmd/nvidia-device-plugin",
         cgo: true, // it opens the driver's library
     },
-    tool("coredns", "coredns", "github.com/coredns/coredns"),
+    tool("coredns", "coredns", "qvl.test/tools/coredns"),
     tool("helm", "helm", "helm.sh/helm/v4/cmd/helm"),
     tool("kwok", "kwok", "sigs.k8s.io/kwok/cmd/kwok"),
     tool("kueue", "kueue", "sigs.k8s.io/kueue/cmd/kueue"),
@@ -121,9 +121,11 @@ fn flags(tool: &Tool) -> String {
 
 fn fingerprint(tool: &Tool) -> Result<String, Error> {
     let mut hash = Sha256::new();
-    for file in ["go.mod", "go.sum"] {
+    for file in ["go.mod", "go.sum", "main.go"] {
         let path = folder(tool.module).join(file);
-        hash.update(fs::read(&path).at("read", &path)?);
+        if path.exists() {
+            hash.update(fs::read(&path).at("read", &path)?);
+        }
     }
     hash.update(format!("{} {} {}", tool.package, flags(tool), tool.cgo));
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
