@@ -7,6 +7,7 @@
 use std::{env, fmt, io::Write as _, thread, time::Duration};
 
 use nix::sys::signal::{Signal, kill};
+use qvl_cluster::testing::mix;
 use serde_json::json;
 
 use crate::{
@@ -130,7 +131,7 @@ fn one(lab: &Lab, seed: u64) {
     job.assert_undisturbed();
 }
 
-/// Numbers that a seed chooses (splitmix64).
+/// Numbers that a seed chooses.
 struct Dice(u64);
 
 impl Dice {
@@ -139,9 +140,7 @@ impl Dice {
     }
 
     fn below(&mut self, limit: u32) -> u32 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let number = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let number = (number ^ (number >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        u32::try_from((number ^ (number >> 31)) % u64::from(limit)).unwrap()
+        self.0 = mix(self.0);
+        u32::try_from(self.0 % u64::from(limit)).unwrap()
     }
 }

@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use qvl_cluster::testing::mix;
+
 /// What goes wrong with a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -77,12 +79,4 @@ impl fmt::Display for Plan {
             Plan::Seeded { seed, per_mille } => write!(out, "seed {seed}, {per_mille} per mille"),
         }
     }
-}
-
-/// Spreads a number over all bits (splitmix64).
-fn mix(number: u64) -> u64 {
-    let number = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let number = (number ^ (number >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let number = (number ^ (number >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    number ^ (number >> 31)
 }

@@ -104,3 +104,11 @@ pub fn must<T>(result: Result<T, Error>) -> T {
 fn split(words: &str) -> Vec<&str> {
     words.split(' ').collect()
 }
+
+/// Spreads a number over all bits (splitmix64): what a seed chooses.
+pub fn mix(number: u64) -> u64 {
+    let number = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let number = (number ^ (number >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    number ^ (number >> 31)
+}
