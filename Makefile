@@ -26,6 +26,7 @@ bench: build
 
 # The doctor beside Python's collectors, and on a fleet of a thousand nodes; writes docs/benchmarks.md.
 bench-doctor: setup-python build
+	tests/python/setup-deepspeed
 	cargo bench --bench doctor
 
 # The operator at scale, on simulated nodes; writes docs/benchmarks.md. About half an hour.
@@ -70,7 +71,7 @@ setup-nvidia-smi: setup-packages
 	tests/setup/nvidia-smi
 
 build: target
-	@echo "building qvl and qvl-train (optimised; about 6 minutes on two cores the first time)"
+	@echo "building qvl and qvl-train (optimised; about 15 minutes on two cores the first time)"
 	cargo build --release --bins --examples
 
 # `qvl` compiles without candle. A check, because a build would compile all dependencies anew.
