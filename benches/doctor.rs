@@ -71,8 +71,8 @@ fn lines(healthy: &Path, drifting: &Path) -> Vec<Line> {
             command: Ok(doctor(&[])),
             budget: Some((Duration::from_millis(100), 30 * mib)),
         },
-        python("`python -m torch.utils.collect_env`", "torch.utils.collect_env", "torch"),
-        python("`ds_report`", "deepspeed.env_report", "deepspeed"),
+        python("`python -m torch.utils.collect_env`", "venv", "torch.utils.collect_env", "torch"),
+        python("`ds_report`", "venv-deepspeed", "deepspeed.env_report", "deepspeed"),
         Line {
             name: format!("`qvl doctor --facts`: {NODES} healthy nodes, {} ranks", NODES * 8),
             command: Ok(fleet(healthy)),
@@ -86,11 +86,11 @@ fn lines(healthy: &Path, drifting: &Path) -> Vec<Line> {
     ]
 }
 
-/// A module of the tests' Python, or of the one that QVL_BENCH_PYTHON names.
-fn python(name: &str, module: &str, package: &str) -> Line {
+/// A module of an environment of the tests, or of the Python that QVL_BENCH_PYTHON names.
+fn python(name: &str, environment: &str, module: &str, package: &str) -> Line {
     let home = || format!("{}/.cache/qvl", std::env::var("HOME").unwrap());
     let cache = std::env::var("QVL_CACHE").unwrap_or_else(|_unset| home());
-    let usual = || format!("{cache}/venv/bin/python");
+    let usual = || format!("{cache}/{environment}/bin/python");
     let python = std::env::var("QVL_BENCH_PYTHON").unwrap_or_else(|_unset| usual());
     let import = Command::new(&python).args(["-c", &format!("import {package}")]).output();
     let command = match import {
