@@ -81,8 +81,24 @@ impl Bench {
         (plan["memoryTotalBytes"].as_u64().unwrap(), peaks)
     }
 
+    /// Every rank is within the limit.
     #[track_caller]
     fn assert_planned(&self, name: &str, ranks: u32) {
+        for error in self.errors(name, ranks) {
+            assert!(error.abs() <= LIMIT, "{name}: the plan is off by {error}");
+        }
+    }
+
+    /// The rank that takes most is within the limit: the plan is for that one.
+    #[track_caller]
+    fn assert_largest_is_planned(&self, name: &str, ranks: u32) {
+        let errors = self.errors(name, ranks);
+        let largest = errors.iter().copied().fold(f64::INFINITY, f64::min);
+        assert!(largest.abs() <= LIMIT, "{name}: the plan is off by {errors:?}");
+    }
+
+    /// How far the plan is above what each rank took, as a share of that; prints a line.
+    fn errors(&self, name: &str, ranks: u32) -> Vec<f64> {
         let (planned, peaks) = self.measure(ranks);
         let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         let shown: Vec<String> =
@@ -95,8 +111,7 @@ impl Bench {
             mebibytes(planned),
             100.0 * error(largest)
         );
-        // The plan is for the rank that takes most: another one may have had shorter samples.
-        assert!(error(largest).abs() <= LIMIT, "{name}: planned {planned}, measured {peaks:?}");
+        peaks.into_iter().map(error).collect()
     }
 }
 
@@ -175,7 +190,9 @@ fn weights_dominate() {
     for ranks in [1, 2] {
         let bench = Bench::new(base.to_str().unwrap()).with("/batch/unit", json!(1));
         let bench = bench.with("/stages/0/steps", json!(1));
-        bench.assert_planned(&format!("random model of 23 M parameters, {ranks} ranks"), ranks);
+        let name = format!("random model of 23 M parameters, {ranks} ranks");
+        // Of two ranks one took 22 % less: docs/limits.md.
+        bench.assert_largest_is_planned(&name, ranks);
     }
 }
 
