@@ -74,7 +74,10 @@ fn lines(healthy: &Path, drifting: &Path) -> Vec<Line> {
         python("`python -m torch.utils.collect_env`", "venv", "torch.utils.collect_env", "torch"),
         python("`ds_report`", "venv-deepspeed", "deepspeed.env_report", "deepspeed"),
         Line {
-            name: format!("`qvl doctor --facts FILE...`: {NODES} healthy nodes, {} ranks", NODES * 8),
+            name: format!(
+                "`qvl doctor --facts FILE...`: {NODES} healthy nodes, {} ranks",
+                NODES * 8
+            ),
             command: Ok(fleet(healthy)),
             budget: second,
         },
