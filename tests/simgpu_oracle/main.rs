@@ -1,10 +1,11 @@
 //! Clients that others wrote and qvl's probe read the same simulated driver, and must agree on every
-//! value: NVIDIA's Python bindings here, `nvidia-smi` in [`smi`], `gpustat` in [`gpustat`]. None uses
-//! another's code, nor the simulation's structs.
+//! value: NVIDIA's Python bindings here, `nvidia-smi` in [`smi`], `gpustat` in [`gpustat`], NVIDIA's device plugin for
+//! Kubernetes in [`plugin`]. None uses another's code, nor the simulation's structs.
 #![expect(clippy::unwrap_used, reason = "a failure fails the test")]
 
 mod compare;
 mod gpustat;
+mod plugin;
 mod smi;
 
 use std::{
