@@ -86,9 +86,14 @@ pub(crate) fn finish(places: &Places, topology: &Topology) -> Result<(), Error> 
     controllers
         .arg(format!("--service-account-private-key-file={}/sa.key", pki.display()))
         .arg(format!("--root-ca-file={}/ca.crt", pki.display()))
-        .args(["--use-service-account-credentials", "--allocate-node-cidrs=false"])
+        .args(["--use-service-account-credentials", "--allocate-node-cidrs=false"]);
+    controllers.args(if topology.is_driven_hard() {
+        // The leases of a thousand simulated nodes would be most of what it writes, and come late.
+        ["--node-monitor-period=5s", "--node-monitor-grace-period=10m"]
+    } else {
         // Four missed leases of 3 s each: a lost node is noticed after 16 s instead of 50.
-        .args(["--node-monitor-period=2s", "--node-monitor-grace-period=16s"]);
+        ["--node-monitor-period=2s", "--node-monitor-grace-period=16s"]
+    });
     let mut scheduler = Command::new(places.program("kube-scheduler"));
     as_user(&mut scheduler, "scheduler");
     namespace::inside(&places.network("cp"), || {

@@ -68,11 +68,12 @@ impl Cluster {
 
     fn start_kwok(&self, pods_end: bool) -> Result<(), Error> {
         let share = self.places.share().join("kwok");
+        let lease = if self.topology.is_driven_hard() { 600 } else { 40 };
         let mut kwok = Command::new(self.places.program("kwok"));
+        kwok.arg(format!("--node-lease-duration-seconds={lease}"));
         kwok.arg("--kubeconfig").arg(self.places.pki().join("admin.kubeconfig")).args([
             "--manage-all-nodes=false",
             "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
-            "--node-lease-duration-seconds=40",
             "--node-ip=10.240.0.1",
         ]);
         for stage in STAGES.into_iter().chain(pods_end.then_some(COMPLETE)) {
