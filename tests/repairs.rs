@@ -8,6 +8,8 @@ mod cases;
 #[path = "repairs/world.rs"]
 mod world;
 
+mod schema;
+
 use std::collections::BTreeSet;
 
 use cases::{
@@ -82,6 +84,8 @@ fn round_trip(case: &Case) {
     let shown = world.run(&format!("{} --format json", case.plan()));
     let shown: Value = serde_json::from_str(&shown.out).unwrap();
     assert_eq!(shown["applied"], false);
+    let schema: Value = serde_json::from_str(&world.must("\"$QVL\" schema fix")).unwrap();
+    assert_eq!(schema::errors(&schema, &shown, "plan"), [""; 0]);
     let kinds: BTreeSet<&str> = shown["repairs"][0]["changes"]
         .as_array()
         .unwrap()
@@ -94,6 +98,7 @@ fn round_trip(case: &Case) {
     let made = world.run(&format!("{} --format json", case.apply()));
     let made: Value = serde_json::from_str(&made.out).unwrap_or_else(|_| panic!("{}", made.err));
     assert_eq!(made["repairs"][0]["result"]["state"], "done", "{made:#}");
+    assert_eq!(schema::errors(&schema, &made, "plan"), [""; 0]);
     assert_ne!(world.must(case.state), state);
     case.assert_silent(&mut world);
     assert_eq!(states(&mut world), ["kept"]);

@@ -35,6 +35,8 @@ enum Format {
     Job,
     /// The report of `qvl doctor --format json`.
     Report,
+    /// The plan of `qvl doctor --fix --format json`.
+    Fix,
     /// The answer of `qvl doctor why --format json`.
     Why,
     /// The lines of `qvl launch --output json`.
@@ -58,6 +60,7 @@ pub(super) fn schema(args: &SchemaArgs, out: &mut impl Write) -> Result<ExitStat
     let schema = match args.of {
         Format::Job => schemars::schema_for!(FineTuneJob),
         Format::Report => report::schema(),
+        Format::Fix => report::fix::schema(),
         Format::Why => report::why::schema(),
         Format::Events => schemars::schema_for!(Line),
     };

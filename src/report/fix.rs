@@ -1,23 +1,19 @@
 //! What `qvl doctor --fix` and `qvl doctor undo` say.
 
+mod json;
+
 use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
-use serde_json::{Value, json};
 
-use super::{View, words, wrap::wrap};
-use crate::doctor::{
-    Overall,
-    fix::{Change, Left, Repair},
-};
+pub use self::json::{json, schema};
+use super::{View, wrap::wrap};
+use crate::doctor::fix::{Change, Left, Repair};
 
 /// Column in which texts begin.
 const COLUMN: usize = 12;
 const BOLD: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
-
-/// Version of the JSON forms.
-const JSON_VERSION: u32 = 1;
 
 /// What was found to repair.
 #[derive(Debug)]
@@ -225,80 +221,4 @@ pub fn fate(repair: &Repair, fate: &Fate, view: &View<'_>, out: &mut impl Write)
         writeln!(out, "{word}{line}")?;
     }
     Ok(())
-}
-
-fn change_json(change: &Change) -> Value {
-    let is_file = change.target.path().is_some();
-    // The text of a file is in the diff.
-    let state = |state: &Option<String>| if is_file { None } else { state.clone() };
-    let mut value = json!({
-        "kind": change.target.kind().name(),
-        "target": change.target,
-        "old": state(&change.old),
-        "new": state(&change.new),
-        "command": change.command(),
-        "undo": change.undo_command(),
-        "diff": change.diff(),
-        "lasts": change.target.kind().lasts(),
-        "root": change.needs_root(),
-    });
-    if let Some(target) = value["target"].as_object_mut() {
-        target.remove("kind");
-    }
-    value
-}
-
-/// The plan as JSON, with what became of its repairs, if they were made.
-pub fn json(
-    plan: &Plan<'_>,
-    fates: Option<&[Fate]>,
-    recovered: &[u64],
-    overall: Overall,
-) -> String {
-    let repairs: Vec<Value> = plan
-        .repairs
-        .iter()
-        .enumerate()
-        .map(|(index, repair)| {
-            let fate = fates.and_then(|fates| fates.get(index));
-            let (id, why) = match fate {
-                Some(Fate::Done { id }) => (Some(*id), None),
-                Some(Fate::Stuck { id, why }) => (Some(*id), Some(why)),
-                Some(Fate::RolledBack { why } | Fate::NotReady { why }) => (None, Some(why)),
-                Some(Fate::AlreadySo) | None => (None, None),
-            };
-            json!({
-                "check": repair.rule,
-                "subject": repair.subject.to_string(),
-                "what": repair.what,
-                "ready": repair.is_ready(),
-                "obstacle": repair.obstacle,
-                "commands": repair.commands,
-                "changes": repair.changes.iter().map(change_json).collect::<Vec<_>>(),
-                "result": fate.map(|fate| json!({"state": fate.name(), "id": id, "why": why})),
-            })
-        })
-        .collect();
-    let left: Vec<Value> = plan
-        .left
-        .iter()
-        .map(|left| {
-            json!({
-                "check": left.rule,
-                "subject": left.subject.to_string(),
-                "what": left.what,
-                "fix": left.fix,
-            })
-        })
-        .collect();
-    let value = json!({
-        "v": JSON_VERSION,
-        "applied": fates.is_some(),
-        "interrupted": plan.interrupted,
-        "rolledBack": recovered,
-        "repairs": repairs,
-        "left": left,
-        "verdict": words::overall(overall),
-    });
-    format!("{value:#}")
 }
