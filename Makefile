@@ -5,16 +5,26 @@ export QVL_CACHE ?= $(HOME)/.cache/qvl
 export PATH := $(QVL_CACHE)/go/bin:$(PATH)
 BUILD := $(or $(CARGO_TARGET_DIR),$(QVL_CACHE)/target)
 
-.PHONY: demo test lint bench bench-doctor bench-operator soak setup build check-cuda mutants digits-base
+.PHONY: demo test test-e2e test-others lint bench bench-doctor bench-operator soak setup build check-cuda mutants digits-base
 .PHONY: licences advisories sbom setup-packages setup-data setup-python setup-schemas setup-nvidia-smi setup-cluster without-trainer
 .PHONY: cluster-build cluster-up cluster-down cluster-shell
 
 demo: setup-data build
 	examples/digits/demo
 
+# Jobs on the shared cluster mostly wait, so they run beside all other tests. Their output comes when they have ended.
 test: setup lint without-trainer check-cuda cluster-build
-	cargo test --release --workspace
+	cargo test --release --workspace --no-run
+	cargo test --release --test e2e --no-run
+	$(MAKE) --jobs 2 test-e2e test-others
 	@echo "all tests passed"
+
+test-e2e: target
+	@log=$$(mktemp) && trap 'rm -f "$$log"' EXIT; \
+	cargo test --release --test e2e >"$$log" 2>&1; code=$$?; cat "$$log"; exit $$code
+
+test-others: target
+	cargo test --release --workspace
 
 lint: target
 	cargo fmt --check
