@@ -4,6 +4,8 @@
 pub const JOB: &str = "qvl.dev/job";
 /// Attempt an object belongs to, from 1.
 pub const ATTEMPT: &str = "qvl.dev/attempt";
+/// Index of a pod, which Kubernetes sets on the pods of an Indexed Job.
+pub const INDEX: &str = "batch.kubernetes.io/job-completion-index";
 /// First rank of a pod.
 pub const RANK: &str = "qvl.dev/rank";
 /// Queue of Kueue; set on the child Job, which Kueue then owns the suspension of.

@@ -70,14 +70,18 @@ pub fn account(job: &FineTuneJob) -> ServiceAccount {
     }
 }
 
-/// Gives pods names; one for all attempts. Pods find each other before they are ready.
+/// Gives the pod of rank 0 a name, by which others find the job; one for all attempts, and also before it is
+/// ready. Ranks meet by addresses. With all pods in it, its list would be written anew for each of them.
 pub fn service(job: &FineTuneJob) -> Service {
     Service {
         metadata: metadata(job, job.name().to_owned(), None),
         spec: Some(ServiceSpec {
             cluster_ip: Some("None".to_owned()),
             publish_not_ready_addresses: Some(true),
-            selector: Some(BTreeMap::from([(labels::JOB.to_owned(), job.name().to_owned())])),
+            selector: Some(BTreeMap::from([
+                (labels::JOB.to_owned(), job.name().to_owned()),
+                (labels::INDEX.to_owned(), "0".to_owned()),
+            ])),
             ..ServiceSpec::default()
         }),
         ..Service::default()

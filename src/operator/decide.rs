@@ -140,7 +140,7 @@ fn unfit(observed: &Observed) -> Option<Box<End>> {
 /// Whether anything of any attempt may still compute.
 fn is_alive(observed: &Observed) -> bool {
     let job = |fact: &super::observed::AttemptFact| fact.end.is_none() && !fact.deleting;
-    observed.attempts.iter().any(job) || observed.pods.iter().any(|pod| !pod.is_over(observed.now))
+    observed.attempts.iter().any(job) || observed.pods.iter().any(|pod| !observed.is_over(pod))
 }
 
 fn has_nothing_to_save(observed: &Observed) -> bool {

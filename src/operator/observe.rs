@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Shortest time between two writes of numbers that change with every step.
-const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+const NUMBERS_EVERY: Duration = Duration::from_secs(5);
 
 /// Time in which all pods of a gang have spoken to a broker that has just begun.
 const HEARING: Duration = Duration::from_secs(5);
@@ -123,7 +123,7 @@ fn gather(
         now: Timestamp::now(),
         problems: problems(&job),
         fault: remembered.and_then(|memory| memory.fault.clone()),
-        progress_due: written.is_none_or(|at| PROGRESS_EVERY <= now.duration_since(at)),
+        numbers_due: written.is_none_or(|at| NUMBERS_EVERY <= now.duration_since(at)),
         told: remembered.map(|memory| memory.told.clone()).unwrap_or_default(),
         looked: remembered.is_some_and(|memory| memory.looked),
         first_failure: remembered.and_then(|memory| memory.first_failure),

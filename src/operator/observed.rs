@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     batch::v1::{Job, JobStatus as BatchStatus},
     core::v1::{ContainerState, Pod},
@@ -15,6 +15,9 @@ use crate::api::{
     job::{FineTuneJob, JobStatus, LastFailure},
     labels,
 };
+
+/// Patience with a pod that the cluster has given up with its node.
+const LOST_SECONDS: i64 = 10;
 
 /// Everything a plan depends on.
 #[derive(Clone, Debug)]
@@ -34,7 +37,7 @@ pub struct Observed {
     /// The API server serves pod groups.
     pub pod_groups: bool,
     /// Whether numbers that change with every step may be written again.
-    pub progress_due: bool,
+    pub numbers_due: bool,
     /// Keys of the news that were told.
     pub told: BTreeSet<String>,
     /// Whether this operator has looked at the job before.
@@ -93,6 +96,8 @@ pub struct PodFact {
     pub last_words: Option<String>,
     /// Reason of a disruption: preemption, eviction, a lost node.
     pub disruption: Option<String>,
+    /// If it is being deleted: since when.
+    pub deleted: Option<Timestamp>,
     /// If it is being deleted: when its time to end is over.
     pub deadline: Option<Timestamp>,
 }
@@ -123,6 +128,34 @@ impl Observed {
     /// Pods of an attempt, replaced ones included.
     pub fn pods_of(&self, attempt: u32) -> impl Iterator<Item = &PodFact> {
         self.pods.iter().filter(move |pod| pod.attempt == attempt)
+    }
+
+    /// Whether a pod has ended, or surely will not do anything any more.
+    pub fn is_over(&self, pod: &PodFact) -> bool {
+        match pod.phase {
+            PodPhase::Succeeded | PodPhase::Failed => true,
+            PodPhase::Pending | PodPhase::Running | PodPhase::Unknown => self.is_fenced(pod),
+        }
+    }
+
+    /// A pod on a node that nobody hears of stays "running" for ever. A checkpoint of a later epoch refuses
+    /// what it may still write. Nobody there has read that it has to end, so its deadline tells nothing, unless
+    /// the broker hears it: then its kubelet is dead and its ranks are not, which may save.
+    pub fn is_fenced(&self, pod: &PodFact) -> bool {
+        let over = |since: Option<Timestamp>, patience| {
+            since.is_some_and(|since| patience < self.now.as_second() - since.as_second())
+        };
+        match (pod.on_lost_node(), self.is_silent(pod)) {
+            (true, true) => over(pod.deleted, LOST_SECONDS),
+            (true, false) => over(pod.deadline, LOST_SECONDS),
+            (false, _) => over(pod.deadline, 120),
+        }
+    }
+
+    /// Whether the broker knows that it does not hear a pod.
+    fn is_silent(&self, pod: &PodFact) -> bool {
+        let silent = |gang: &GangView| gang.silent_pods.contains(&pod.index);
+        pod.attempt == self.status().attempt && self.gang.as_ref().is_some_and(silent)
     }
 
     /// Ranks of one pod.
@@ -207,11 +240,13 @@ impl PodFact {
         };
         let unschedulable = met("PodScheduled", "False")
             .map(|c| (c.reason.unwrap_or_default(), c.message.unwrap_or_default()));
+        let deadline = meta.deletion_timestamp.as_ref().map(|time| time.0);
+        let grace = SignedDuration::from_secs(meta.deletion_grace_period_seconds.unwrap_or(0));
         Some(PodFact {
             name: meta.name.clone()?,
             uid: meta.uid.clone().unwrap_or_default(),
             attempt: labels.get(labels::ATTEMPT)?.parse().ok()?,
-            index: labels.get("batch.kubernetes.io/job-completion-index")?.parse().ok()?,
+            index: labels.get(labels::INDEX)?.parse().ok()?,
             node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
             phase: phase(status.phase.as_deref()),
             waiting: unschedulable
@@ -219,23 +254,10 @@ impl PodFact {
             exit_code: ended.as_ref().map(|ended| ended.exit_code),
             last_words: ended.and_then(|ended| ended.message),
             disruption: met("DisruptionTarget", "True").map(|c| c.reason.unwrap_or_default()),
-            deadline: meta.deletion_timestamp.as_ref().map(|time| time.0),
+            // The deletion's time is that of the deadline.
+            deleted: deadline.map(|deadline| deadline - grace),
+            deadline,
         })
-    }
-
-    /// Whether it has ended, or surely will not do anything any more.
-    pub fn is_over(&self, now: Timestamp) -> bool {
-        match self.phase {
-            PodPhase::Succeeded | PodPhase::Failed => true,
-            PodPhase::Pending | PodPhase::Running | PodPhase::Unknown => self.is_fenced(now),
-        }
-    }
-
-    /// A pod on a node that nobody hears of stays "running" for ever. Its time to end was over
-    /// long ago, and a checkpoint of a later epoch refuses what it may still write.
-    pub fn is_fenced(&self, now: Timestamp) -> bool {
-        let patience = if self.on_lost_node() { 10 } else { 120 };
-        self.deadline.is_some_and(|deadline| patience < now.as_second() - deadline.as_second())
     }
 
     /// Whether its node is to blame for its end.

@@ -102,7 +102,9 @@ pub fn plan(observed: &Observed) -> Vec<Step> {
     let news = news(observed).into_iter();
     let mut steps: Vec<Step> =
         news.map(|news| step(Action::Tell(news), "users want to know")).collect();
-    if status != *observed.status() {
+    let differs = status != *observed.status();
+    if differs && (observed.numbers_due || !status::differs_in_numbers(observed.status(), &status))
+    {
         steps.push(step(Action::WriteStatus(Box::new(status)), describe(&decision)));
     }
     match decision {
@@ -174,7 +176,7 @@ fn run(observed: &Observed, steps: &mut Vec<Step>) {
     if observed.job.spec.cluster.queue.is_some() {
         let stuck = |pod: &&observed::PodFact| {
             let runs = matches!(pod.phase, PodPhase::Running | PodPhase::Pending);
-            runs && pod.on_lost_node() && pod.is_fenced(observed.now)
+            runs && pod.on_lost_node() && observed.is_fenced(pod)
         };
         steps.extend(observed.pods_of(attempt).filter(stuck).map(|pod| {
             let (name, uid) = (pod.name.clone(), pod.uid.clone());
@@ -234,7 +236,7 @@ fn clean_up(observed: &Observed, steps: &mut Vec<Step>) {
             steps.push(delete(fact, "cluster.ttlSeconds are over"));
         }
     }
-    let quiet = observed.pods.iter().all(|pod| pod.is_over(observed.now));
+    let quiet = observed.pods.iter().all(|pod| observed.is_over(pod));
     if observed.gang.is_some() && quiet {
         steps.push(step(Action::ForgetGang, "no pod of it is left"));
     }

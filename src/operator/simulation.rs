@@ -1,6 +1,6 @@
 //! A small world in which plans are carried out while things go wrong, in every order.
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
 use super::{
@@ -96,11 +96,10 @@ impl World {
 
     /// The pods of an attempt are asked to end.
     fn end_pods(&mut self, attempt: u32, grace: i64) {
-        let deadline = self.seen.now + SignedDuration::from_secs(grace);
         let now = self.seen.now;
         for pod in self.seen.pods.iter_mut().filter(|pod| pod.attempt == attempt) {
-            if !pod.is_over(now) {
-                pod.deadline.get_or_insert(deadline);
+            if matches!(pod.phase, PodPhase::Pending | PodPhase::Running) {
+                delete(pod, now, grace);
             }
         }
     }
@@ -108,7 +107,10 @@ impl World {
     #[expect(clippy::too_many_lines, reason = "one arm for each happening")]
     fn happen(&mut self, happening: &Happening) {
         match happening {
-            Happening::Time(seconds) => self.seen.now += SignedDuration::from_secs(*seconds),
+            Happening::Time(seconds) => {
+                self.seen.now += SignedDuration::from_secs(*seconds);
+                self.seen.numbers_due = 5 <= *seconds;
+            }
             Happening::PodsStart => {
                 for pod in &mut self.seen.pods {
                     if pod.phase == PodPhase::Pending && pod.deadline.is_none() {
@@ -159,16 +161,16 @@ impl World {
                 }
             }
             Happening::NodeIsLost(index) => {
-                let deadline = self.seen.now + SignedDuration::from_secs(60);
+                let now = self.seen.now;
                 if let Some(pod) = self.pod(*index).filter(|pod| pod.phase == PodPhase::Running) {
                     pod.disruption.get_or_insert("DeletionByTaintManager".to_owned());
-                    pod.deadline.get_or_insert(deadline);
+                    delete(pod, now, 60);
                 }
             }
             Happening::PodIsDeleted(index) => {
-                let deadline = self.seen.now + SignedDuration::from_secs(60);
+                let now = self.seen.now;
                 if let Some(pod) = self.pod(*index) {
-                    pod.deadline.get_or_insert(deadline);
+                    delete(pod, now, 60);
                 }
             }
             Happening::JobIsDeleted => {
@@ -272,7 +274,7 @@ impl World {
         let live = |job: &AttemptFact| job.end.is_none();
         assert!(!self.seen.attempts.iter().any(live), "two live attempts: {:?}", self.seen);
         let now = self.seen.now;
-        let computes = self.seen.pods.iter().find(|pod| !pod.is_over(now));
+        let computes = self.seen.pods.iter().find(|pod| !self.seen.is_over(pod));
         assert_eq!(computes, None, "pods of two attempts at the same time");
         let mut fact = testing::attempt(&self.seen.job, attempt);
         fact.started = Some(now);
@@ -288,9 +290,16 @@ impl World {
             exit_code: None,
             last_words: None,
             disruption: None,
+            deleted: None,
             deadline: None,
         }));
     }
+}
+
+/// As the API server does: a second deletion changes nothing.
+fn delete(pod: &mut PodFact, now: Timestamp, grace: i64) {
+    pod.deleted.get_or_insert(now);
+    pod.deadline.get_or_insert(now + SignedDuration::from_secs(grace));
 }
 
 proptest! {

@@ -62,6 +62,21 @@ pub fn status(observed: &Observed, decision: &Decision) -> JobStatus {
     status
 }
 
+/// Whether two differ in numbers and words alone: where and how many pods run, and how far they are. Of a
+/// thousand pods that start, each would be a write.
+pub fn differs_in_numbers(old: &JobStatus, new: &JobStatus) -> bool {
+    let rest = |status: &JobStatus| {
+        let mut rest = status.clone();
+        let placed = !rest.placement.nodes.is_empty();
+        rest.placement.nodes = vec![String::new(); usize::from(placed)];
+        rest.progress = Progress::default();
+        rest.summary = Summary { state: rest.summary.state, ..Summary::default() };
+        rest.conditions.iter_mut().for_each(|condition| condition.message.clear());
+        rest
+    };
+    rest(old) == rest(new)
+}
+
 /// A terminal job says nothing new, but for the generation that was seen.
 fn over(observed: &Observed, mut status: JobStatus) -> JobStatus {
     let terminal = is_true(&status.conditions, COMPLETE) || is_true(&status.conditions, FAILED);
@@ -120,7 +135,7 @@ fn take_gang(observed: &Observed, status: &mut JobStatus) {
     if gang.last_failure.is_some() {
         status.last_failure.clone_from(&gang.last_failure);
     }
-    let due = observed.progress_due || gang.phase != GangPhase::Running;
+    let due = observed.numbers_due || gang.phase != GangPhase::Running;
     if due && 0 < gang.progress.total_steps {
         let old = &status.progress;
         status.progress = Progress {

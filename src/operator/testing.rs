@@ -39,7 +39,7 @@ pub(super) fn observed() -> Observed {
         pods: Vec::new(),
         gang: None,
         fault: None,
-        progress_due: true,
+        numbers_due: true,
         told: BTreeSet::new(),
         looked: false,
         first_failure: None,

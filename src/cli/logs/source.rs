@@ -263,7 +263,7 @@ async fn read_pod(
         let value = pod.metadata.labels.as_ref().and_then(|labels| labels.get(key));
         value.and_then(|value| value.parse::<u32>().ok())
     };
-    let index = label("batch.kubernetes.io/job-completion-index");
+    let index = label(labels::INDEX);
     let rank = label(labels::RANK).or(index).unwrap_or(0);
     let (attempt, uid) = (label(labels::ATTEMPT).unwrap_or(1), pod.metadata.uid.clone());
     let container = Some(labels::CONTAINER.to_owned());

@@ -60,6 +60,7 @@ fn pod(attempt: u32, phase: PodPhase) -> PodFact {
         exit_code: None,
         last_words: None,
         disruption: None,
+        deleted: None,
         deadline: None,
     }
 }
@@ -213,7 +214,44 @@ fn a_lost_node_is_avoided_by_the_next_attempt() {
     assert_eq!(steps(&observed), ["DeleteJob digits-a1"]);
     observed.attempts.clear();
     observed.now += SignedDuration::from_secs(65);
-    assert!(steps(&observed).is_empty(), "the pod may still run");
+    assert!(steps(&observed).is_empty(), "the broker hears it: its ranks may still save");
+    observed.now += SignedDuration::from_secs(10);
+    assert_eq!(steps(&observed), ["Scheduling a2 Creating"]);
+}
+
+#[test]
+fn numbers_alone_are_not_written_at_every_change() {
+    let mut observed = running();
+    observed.job.spec.world.gpus = 2;
+    observed.job.spec.cluster.gpus_per_node = Some(1);
+    observed.gang = None;
+    observed.pods[0].phase = PodPhase::Pending;
+    observed.pods.push(PodFact { index: 1, ..pod(1, PodPhase::Pending) });
+    write(&mut observed);
+    observed.numbers_due = false;
+    observed.pods[0].phase = PodPhase::Running;
+    let writes = |observed: &Observed| {
+        plan(observed).iter().any(|step| matches!(step.action, Action::WriteStatus(_)))
+    };
+    assert!(!writes(&observed), "one pod of two runs");
+    observed.numbers_due = true;
+    assert!(writes(&observed), "it is told some seconds later");
+    observed.numbers_due = false;
+    observed.pods[1].phase = PodPhase::Running;
+    assert!(writes(&observed), "that all of them run is told at once");
+}
+
+#[test]
+fn a_pod_that_nobody_hears_is_not_given_time_to_end() {
+    let mut observed = running();
+    observed.pods[0].disruption = Some("DeletionByTaintManager".to_owned());
+    observed.pods[0].deleted = Some(observed.now);
+    observed.pods[0].deadline = Some(observed.now + SignedDuration::from_secs(60));
+    observed.gang = Some(GangView { silent_pods: vec![0], ..gang(GangPhase::Lost) });
+    write(&mut observed);
+    observed.attempts.clear();
+    observed.now += SignedDuration::from_secs(5);
+    assert!(steps(&observed).is_empty(), "its node may come back");
     observed.now += SignedDuration::from_secs(10);
     assert_eq!(steps(&observed), ["Scheduling a2 Creating"]);
 }
