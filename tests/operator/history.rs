@@ -20,7 +20,7 @@ use qvl::{
     api::job::{FineTuneJob, JobStatus},
     operator::{
         conditions::{COMPLETE, FAILED},
-        observed::{AttemptFact, PodFact},
+        observed::{AttemptFact, PodFact, PodPhase},
     },
 };
 
@@ -166,7 +166,7 @@ impl Seen {
             Event::Init | Event::InitDone => {}
         }
         let now = Timestamp::now();
-        let live = self.pods.values().filter(|pod| !pod.is_over(now)).map(|pod| pod.attempt);
+        let live = self.pods.values().filter(|pod| lives(pod, now)).map(|pod| pod.attempt);
         let live: BTreeSet<u32> = live.collect();
         if 1 < live.len() {
             self.wrong.push(format!("pods of attempts {live:?} live at the same time"));
@@ -175,15 +175,24 @@ impl Seen {
 
     /// Pods of an attempt that run.
     pub(crate) fn running(&self, attempt: u32) -> Vec<PodFact> {
-        use qvl::operator::observed::PodPhase::Running;
         let pods = self.pods.values();
-        pods.filter(|pod| pod.attempt == attempt && pod.phase == Running).cloned().collect()
+        pods.filter(|pod| pod.attempt == attempt && pod.phase == PodPhase::Running)
+            .cloned()
+            .collect()
     }
 
     /// The newest status.
     pub(crate) fn status(&self) -> JobStatus {
         self.job.as_ref().and_then(|job| job.status.clone()).unwrap_or_default()
     }
+}
+
+/// Whether a pod may still do something: one that has to end has its time, one of a lost node none.
+fn lives(pod: &PodFact, now: Timestamp) -> bool {
+    let (since, patience) =
+        if pod.on_lost_node() { (pod.deleted, 10) } else { (pod.deadline, 120) };
+    let gone = since.is_some_and(|since| patience < now.as_second() - since.as_second());
+    !gone && !matches!(pod.phase, PodPhase::Succeeded | PodPhase::Failed)
 }
 
 /// Versions of all objects of an API server come from one counter.
