@@ -12,11 +12,11 @@ BUILD := $(or $(CARGO_TARGET_DIR),$(QVL_CACHE)/target)
 demo: setup-data build
 	examples/digits/demo
 
-# Jobs on the shared cluster mostly wait, so they run beside all other tests. Their output comes when they have ended.
+# `make -j2 test` runs jobs on the shared cluster, which mostly wait, beside all other tests. Their output comes when they have ended.
 test: setup lint without-trainer check-cuda cluster-build
 	cargo test --release --workspace --no-run
 	cargo test --release --test e2e --no-run
-	$(MAKE) --jobs 2 test-e2e test-others
+	$(MAKE) test-others test-e2e
 	@echo "all tests passed"
 
 test-e2e: target

@@ -269,12 +269,19 @@ impl World {
         }
     }
 
+    /// One of a lost node was given up when the attempt was decided on, by what was heard of it then.
+    fn may_compute(&self, pod: &PodFact) -> bool {
+        let long_ago = |at: Timestamp| 10 < self.seen.now.as_second() - at.as_second();
+        let given_up = pod.on_lost_node() && pod.deleted.is_some_and(long_ago);
+        !(given_up || self.seen.is_over(pod))
+    }
+
     fn create(&mut self, attempt: u32) {
         assert!(!self.is_terminal(), "attempt {attempt} of a job that is over");
         let live = |job: &AttemptFact| job.end.is_none();
         assert!(!self.seen.attempts.iter().any(live), "two live attempts: {:?}", self.seen);
         let now = self.seen.now;
-        let computes = self.seen.pods.iter().find(|pod| !self.seen.is_over(pod));
+        let computes = self.seen.pods.iter().find(|pod| self.may_compute(pod));
         assert_eq!(computes, None, "pods of two attempts at the same time");
         let mut fact = testing::attempt(&self.seen.job, attempt);
         fact.started = Some(now);

@@ -88,8 +88,6 @@ volumePluginDir: /var/lib/kubelet/volume-plugins
 address: {address}
 healthzPort: 0
 nodeStatusUpdateFrequency: 4s
-# A Secret that changes is in the pods that have it after ten seconds instead of a minute.
-syncFrequency: 10s
 nodeLeaseDurationSeconds: 12
 "#
     );
