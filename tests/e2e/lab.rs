@@ -164,7 +164,7 @@ pub(crate) fn within<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Op
             return answer;
         }
         assert!(begin.elapsed() < limit, "not within {} s: {what}", limit.as_secs());
-        thread::sleep(Duration::from_millis(200));
+        thread::sleep(Duration::from_millis(100));
     }
 }
 
