@@ -12,12 +12,12 @@ BUILD := $(or $(CARGO_TARGET_DIR),$(QVL_CACHE)/target)
 demo: setup-data build
 	examples/digits/demo
 
-# `make test BESIDE=1` runs jobs on the shared cluster, which mostly wait, beside all other tests; the set-up is never made in
-# parallel. Output of the jobs comes when they have ended.
+# Jobs on the shared cluster, which mostly wait, run beside all other tests; the set-up is never made in parallel. Output of
+# the jobs comes when they have ended.
 test: setup lint without-trainer check-cuda cluster-build
 	cargo test --release --workspace --no-run
 	cargo test --release --test e2e --no-run
-	$(MAKE) --jobs $(if $(BESIDE),2,1) test-others test-e2e
+	$(MAKE) --jobs 2 test-others test-e2e
 	@echo "all tests passed"
 
 test-e2e: target

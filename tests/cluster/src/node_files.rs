@@ -59,7 +59,8 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt"]
     text
 }
 
-/// kubelet. Leases are shorter than usual, so that a lost node is noticed sooner.
+/// kubelet. Leases are shorter than usual, so that a lost node is noticed sooner, and pods are looked at more often, so
+/// that a Secret reaches them sooner: Kueue waits for the one with its own certificate.
 pub(crate) fn kubelet(places: &Places, topology: &Topology, index: usize, node: &Node) -> String {
     let pki = places.pki();
     let (name, pki) = (&node.name, pki.display());
@@ -89,6 +90,7 @@ address: {address}
 healthzPort: 0
 nodeStatusUpdateFrequency: 4s
 nodeLeaseDurationSeconds: 12
+syncFrequency: 10s
 "#
     );
     if let Some(reserved) = node.memory_mib.and_then(|wanted| memory_mib()?.checked_sub(wanted)) {
