@@ -25,7 +25,7 @@ test-e2e: target
 	cargo test --release --test e2e >"$$log" 2>&1; code=$$?; cat "$$log"; exit $$code
 
 test-others: target
-	cargo test --release --workspace
+	cargo test --release --workspace --no-fail-fast
 
 lint: target
 	cargo fmt --check
@@ -46,10 +46,11 @@ bench-operator: cluster-build
 
 # Longer than a review waits for: every call of the operator going wrong, 260 kills of what keeps logs, faults of many
 # seeds on a real cluster, mutants of the trainer, licences of dependencies.
-soak: mutants licences setup cluster-build build
+soak: licences setup cluster-build build
 	QVL_SOAK=1 cargo test --release --test operator
 	QVL_SOAK=1 cargo test --release --test logs -- --nocapture
 	QVL_SOAK=1 cargo test --release --test e2e -- seeds
+	tests/mutants/run
 
 # Licences, sources and forbidden crates of all dependencies.
 licences: target

@@ -230,9 +230,9 @@ impl Fleet {
 
         let old = self.pod("n3");
         let begin = Instant::now();
-        self.cluster.run(&format!("delete pod -n qvl-system {old} --wait"));
-        // It ends when it is told to, not when it is killed after 30 s.
-        assert!(begin.elapsed() < Duration::from_secs(25), "{:?}", begin.elapsed());
+        self.cluster.run(&format!("delete pod -n qvl-system {old} --grace-period=150 --wait"));
+        // It ends when it is told to, not when its time is over.
+        assert!(begin.elapsed() < Duration::from_secs(100), "{:?}", begin.elapsed());
         self.cluster.run("rollout status daemonset/qvl-agent -n qvl-system --timeout=60s");
         assert_ne!(self.pod("n3"), old);
         let before = self.observed("n3");
