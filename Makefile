@@ -55,7 +55,7 @@ soak: licences setup cluster-build build
 # Licences, sources and forbidden crates of all dependencies.
 licences: target
 	tests/setup/tool cargo-deny 0.20.2
-	cargo fetch --locked # the dependencies of other systems too, which no build has fetched
+	cargo fetch --locked --target x86_64-unknown-linux-gnu --target aarch64-unknown-linux-gnu # no build has fetched those of the other
 	$(QVL_CACHE)/tools/bin/cargo-deny --offline check licenses bans sources
 
 # Known holes in dependencies; fetches the database of RustSec.
