@@ -50,7 +50,7 @@ soak: licences setup cluster-build build
 	QVL_SOAK=1 cargo test --release --test operator
 	QVL_SOAK=1 cargo test --release --test logs -- --nocapture
 	QVL_SOAK=1 cargo test --release --test e2e -- seeds
-	tests/mutants/run
+	$(MAKE) mutants
 
 # Licences, sources and forbidden crates of all dependencies.
 licences: target
