@@ -32,6 +32,8 @@ pub const FAILED: &str = "Failed";
 pub const COMPLETING: &str = "Completing";
 /// Reason of `Suspended` while the ranks save.
 pub const STOPPING: &str = "Stopping";
+/// Reason of [`FAILED`]: no patience makes the image of the pods appear.
+pub const IMAGE_UNAVAILABLE: &str = "ImageUnavailable";
 
 /// Longest message; a status is read by people and watched by programs.
 const LONGEST: usize = 1024;

@@ -3,6 +3,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::{
+    conditions::IMAGE_UNAVAILABLE,
     gang::GangPhase,
     observed::{AttemptFact, JobEnd, Observed, PodFact, PodPhase},
 };
@@ -267,7 +268,7 @@ fn not_started(observed: &Observed, job: &AttemptFact) -> Option<End> {
         Some(End { kind, reason, message, exclude: None, failure: None })
     };
     if let Some((reason, message)) = waiting().find(|(reason, _)| reason == "InvalidImageName") {
-        return end(Kind::Permanent, "ImageUnavailable", format!("{reason}: {message}"));
+        return end(Kind::Permanent, IMAGE_UNAVAILABLE, format!("{reason}: {message}"));
     }
     let started = job.started.filter(|_time| !job.suspended)?;
     let limit = i64::from(observed.job.spec.cluster.start_timeout_seconds);
@@ -276,7 +277,7 @@ fn not_started(observed: &Observed, job: &AttemptFact) -> Option<End> {
     }
     let image = waiting().find(|(reason, _message)| IMAGE.contains(&reason.as_str()));
     if let Some((reason, message)) = image {
-        return end(Kind::Permanent, "ImageUnavailable", format!("{reason}: {message}"));
+        return end(Kind::Permanent, IMAGE_UNAVAILABLE, format!("{reason}: {message}"));
     }
     let why = waiting().next().map_or(String::new(), |(_, message)| format!(": {message}"));
     end(Kind::NotStarted, "StartTimeout", format!("not all pods were running after {limit} s{why}"))

@@ -135,8 +135,7 @@ fn take_gang(observed: &Observed, status: &mut JobStatus) {
     if gang.last_failure.is_some() {
         status.last_failure.clone_from(&gang.last_failure);
     }
-    let due = observed.numbers_due || gang.phase != GangPhase::Running;
-    if due && 0 < gang.progress.total_steps {
+    if 0 < gang.progress.total_steps {
         let old = &status.progress;
         status.progress = Progress {
             checkpoint_step: gang.progress.checkpoint_step.max(old.checkpoint_step),

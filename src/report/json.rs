@@ -11,7 +11,7 @@ use std::{
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::View;
+use super::{View, schema_of};
 use crate::{
     doctor::{self, CheckResult, Digester, Overall, Report},
     job::Compute,
@@ -314,8 +314,7 @@ fn document<'r>(report: &'r Report, view: &View<'_>) -> Document<'r> {
 
 /// The JSON Schema of [`json`].
 pub fn schema() -> schemars::Schema {
-    let settings = schemars::generate::SchemaSettings::draft2020_12().for_serialize();
-    settings.into_generator().into_root_schema_for::<Document<'static>>()
+    schema_of::<Document<'static>>()
 }
 
 fn check(result: &CheckResult) -> Check<'_> {

@@ -42,3 +42,9 @@ pub struct View<'v> {
     /// What the verdict was made of; `None` where nobody will ask.
     pub seal: Option<&'v Seal>,
 }
+
+/// The JSON Schema of what is written as a `T`.
+fn schema_of<T: schemars::JsonSchema>() -> schemars::Schema {
+    let settings = schemars::generate::SchemaSettings::draft2020_12().for_serialize();
+    settings.into_generator().into_root_schema_for::<T>()
+}

@@ -9,7 +9,7 @@ use anstyle::{AnsiColor, Style};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{View, wrap::wrap};
+use super::{View, schema_of, wrap::wrap};
 use crate::doctor::{
     self,
     why::{Answer, Class, Finding, TailLine},
@@ -288,8 +288,7 @@ pub fn json(answer: &Answer) -> String {
 
 /// The JSON Schema of [`json`].
 pub fn schema() -> schemars::Schema {
-    let settings = schemars::generate::SchemaSettings::draft2020_12().for_serialize();
-    settings.into_generator().into_root_schema_for::<Document<'static>>()
+    schema_of::<Document<'static>>()
 }
 
 fn found(finding: &Finding) -> Found<'_> {

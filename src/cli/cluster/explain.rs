@@ -17,7 +17,7 @@ use super::{
     status::passed,
     table::age,
 };
-use crate::api::job::LastFailure;
+use crate::{api::job::LastFailure, operator::conditions::IMAGE_UNAVAILABLE};
 
 /// One line: who says it, and what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +126,10 @@ fn conditions(objects: &Objects, chain: &mut Chain) {
     for kind in ["Failed", "Restarting", "Suspended"] {
         if let Some(condition) = find(kind, "True") {
             chain.add(source.clone(), told(kind, condition));
+            // Its pods, which say more, go at once.
+            if text(condition, "/reason") == IMAGE_UNAVAILABLE {
+                chain.hint(containers::IMAGE);
+            }
         }
     }
     let state = text(job, "/status/summary/state");
@@ -251,8 +255,9 @@ fn pod_trouble(pod: &Value, chain: &mut Chain) -> Option<String> {
         let (reason, message) = (text(condition, "/reason"), text(condition, "/message"));
         return Some(format!("was taken away ({reason}): {message}"));
     }
-    let unscheduled =
-        conditions().find(|c| text(c, "/type") == "PodScheduled" && text(c, "/status") == "False");
+    let going = containers::is_going(pod);
+    let unscheduled = conditions()
+        .find(|c| text(c, "/type") == "PodScheduled" && text(c, "/status") == "False" && !going);
     if let Some(condition) = unscheduled {
         chain.hint("`qvl top` shows what is free and who uses the rest");
         return Some(format!("finds no node: {}", text(condition, "/message")));
@@ -265,7 +270,7 @@ fn pod_trouble(pod: &Value, chain: &mut Chain) -> Option<String> {
         }
     }
     let started = pod.pointer("/status/containerStatuses").is_some();
-    (text(pod, "/status/phase") == "Pending" && !started)
+    (text(pod, "/status/phase") == "Pending" && !started && !going)
         .then(|| "is bound to its node, but the kubelet has not begun to start it".to_owned())
 }
 

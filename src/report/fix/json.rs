@@ -10,7 +10,7 @@ use crate::{
         Overall,
         fix::{Change, Left, Repair},
     },
-    report::words,
+    report::{schema_of, words},
 };
 
 /// The answer of `qvl doctor --fix --format json`.
@@ -129,8 +129,7 @@ pub fn json(
 
 /// The JSON Schema of [`json`].
 pub fn schema() -> schemars::Schema {
-    let settings = schemars::generate::SchemaSettings::draft2020_12().for_serialize();
-    settings.into_generator().into_root_schema_for::<Document<'static>>()
+    schema_of::<Document<'static>>()
 }
 
 fn repair_form<'p>(repair: &'p Repair, fate: Option<&'p Fate>) -> RepairForm<'p> {

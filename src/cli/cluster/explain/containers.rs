@@ -5,15 +5,18 @@ use serde_json::Value;
 use super::{Chain, text};
 use crate::wire::TrainerExit;
 
-/// What keeps a container from running, or ended it.
+/// What to do about an image that cannot be pulled.
+pub(super) const IMAGE: &str =
+    "is spec.cluster.image right, and does spec.cluster.imagePullSecrets let the node pull it?";
+
+/// What keeps a container from running, or ended it. One that is being deleted will not start, and need not.
 pub(super) fn trouble(container: &Value, pod: &Value, chain: &mut Chain) -> Option<String> {
-    if let Some(waiting) = container.pointer("/state/waiting") {
+    let waiting = container.pointer("/state/waiting").filter(|_state| !is_going(pod));
+    if let Some(waiting) = waiting {
         let (reason, message) = (text(waiting, "/reason"), text(waiting, "/message"));
         match reason {
             "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" => {
-                chain.hint(
-                    "is spec.cluster.image right, and does spec.cluster.imagePullSecrets let the node pull it?",
-                );
+                chain.hint(IMAGE);
                 let image = text(container, "/image");
                 return Some(format!("cannot pull image {image} ({reason}): {message}"));
             }
@@ -48,6 +51,11 @@ pub(super) fn trouble(container: &Value, pod: &Value, chain: &mut Chain) -> Opti
     let evicted = text(pod, "/status/reason");
     let evicted = if evicted.is_empty() { String::new() } else { format!(", {evicted}") };
     Some(format!("ended with code {code}{meaning}{evicted}{message}"))
+}
+
+/// Whether somebody has deleted a pod that is still there.
+pub(super) fn is_going(pod: &Value) -> bool {
+    pod.pointer("/metadata/deletionTimestamp").is_some()
 }
 
 fn signal(code: i64) -> String {

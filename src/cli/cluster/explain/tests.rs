@@ -107,6 +107,29 @@ fn an_image_that_cannot_be_pulled_names_it() {
 }
 
 #[test]
+fn pods_that_are_being_deleted_are_no_trouble() {
+    let failed = condition("Failed", "True", "ImageUnavailable", "ImagePullBackOff: not found");
+    let status = json!({"summary": {"state": "Failed"}, "conditions": [failed]});
+    let going = |mut pod: Value| {
+        pod["metadata"]["deletionTimestamp"] = json!("2026-05-01T12:07:00Z");
+        pod
+    };
+    let waiting = json!({"phase": "Pending", "containerStatuses": [{"name": "trainer",
+        "image": "qvl.test/none:1", "state": {"waiting": {"reason": "ErrImagePull",
+            "message": "not found"}}}]});
+    let unscheduled = json!({"phase": "Pending",
+        "conditions": [condition("PodScheduled", "False", "Unschedulable", "no node")]});
+    let bound = json!({"phase": "Pending"});
+    let pods = [pod(0, "n1", waiting), pod(1, "", unscheduled), pod(2, "n1", bound)].map(going);
+    let objects = json!({"job": job(status), "pods": pods});
+    insta::assert_snapshot!(explained(objects), @r"
+    digits failed, last change 3m0s ago
+      FineTuneJob/digits  Failed is True (ImageUnavailable): ImagePullBackOff: not found
+    hint: is spec.cluster.image right, and does spec.cluster.imagePullSecrets let the node pull it?
+    ");
+}
+
+#[test]
 fn a_lost_node_is_the_end_of_the_chain() {
     let status = json!({"summary": {"state": "Restarting", "reason": "node n2 is lost"},
         "conditions": [condition("Restarting", "True", "NodeLost", "attempt 1 ended")],
