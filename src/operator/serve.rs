@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{Router, http::header, routing::get};
 use tokio::net::TcpListener;
-use tracing::error;
+use tracing::{error, info};
 
 use super::{OperatorError, metrics::Metrics};
 use crate::tls;
@@ -19,6 +19,8 @@ pub(super) async fn start(
 ) -> Result<(), OperatorError> {
     let failed = |source| OperatorError::Listen { what, address, source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let listens = listener.local_addr().map_err(failed)?;
+    info!(what, address = %listens, "listening");
     let door = tls::open(listener, certificate).map_err(failed)?;
     tokio::spawn(async move {
         let service = router.into_make_service_with_connect_info::<SocketAddr>();

@@ -3,19 +3,20 @@
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Mutex,
     time::Duration,
 };
 
+use serde_json::Value;
+
 /// A running operator, and another one after each crash.
 pub(crate) struct Operator {
     namespace: Option<String>,
     kubeconfig: PathBuf,
     log: PathBuf,
-    metrics: SocketAddr,
     child: Mutex<Child>,
 }
 
@@ -38,17 +39,16 @@ impl Operator {
     /// The same with a kubeconfig.
     pub(crate) fn with(namespace: Option<&str>, kubeconfig: PathBuf, folder: &Path) -> Operator {
         let log = folder.join(format!("{}.log", namespace.unwrap_or("all")));
-        let metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let namespace = namespace.map(str::to_owned);
-        let child = Mutex::new(spawn(namespace.as_deref(), &kubeconfig, &log, metrics));
-        Operator { namespace, kubeconfig, log, metrics, child }
+        let child = Mutex::new(spawn(namespace.as_deref(), &kubeconfig, &log));
+        Operator { namespace, kubeconfig, log, child }
     }
 
     /// Kills it and starts the next.
     pub(crate) fn crash(&self) {
         let mut child = self.child.lock().unwrap();
         kill(&mut child);
-        *child = spawn(self.namespace.as_deref(), &self.kubeconfig, &self.log, self.metrics);
+        *child = spawn(self.namespace.as_deref(), &self.kubeconfig, &self.log);
     }
 
     /// Its process id.
@@ -66,12 +66,20 @@ impl Operator {
 
     /// All of its metrics.
     pub(crate) fn metrics(&self) -> Option<String> {
-        let mut socket = TcpStream::connect(self.metrics).ok()?;
+        let mut socket = TcpStream::connect(self.page()?).ok()?;
         socket.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
         socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
         let mut text = String::new();
         socket.read_to_string(&mut text).ok()?;
         Some(text)
+    }
+
+    /// Where the newest one serves its metrics, by its log: the system chooses the port.
+    fn page(&self) -> Option<SocketAddr> {
+        let text = fs::read_to_string(&self.log).ok()?;
+        let told = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let listens = told.filter(|line| line["fields"]["what"] == "metrics").next_back()?;
+        listens["fields"]["address"].as_str()?.parse().ok()
     }
 
     /// The last lines that it wrote.
@@ -94,11 +102,11 @@ fn kill(child: &mut Child) {
     child.wait().unwrap();
 }
 
-fn spawn(namespace: Option<&str>, kubeconfig: &Path, log: &Path, metrics: SocketAddr) -> Child {
+fn spawn(namespace: Option<&str>, kubeconfig: &Path, log: &Path) -> Child {
     let log = File::options().create(true).append(true).open(log).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_qvl"));
     command.args(["operator", "--image=none", "--broker-url=http://127.0.0.1:9"]);
-    command.args(["--broker-listen=127.0.0.1:0", &format!("--metrics-listen={metrics}")]);
+    command.args(["--broker-listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0"]);
     if let Some(namespace) = namespace {
         command.args(["--namespace", namespace]);
     }
