@@ -328,7 +328,8 @@ impl Fleet {
             if serde_json::from_str(&last).is_ok_and(|summary| is(&summary)) {
                 return;
             }
-            thread::sleep(Duration::from_millis(200));
+            // Each kubectl takes a tenth of a second of a processor.
+            thread::sleep(Duration::from_millis(500));
         }
         let mut all = format!("{node}: {last}\n");
         let pods = "logs -n qvl-system -l app.kubernetes.io/component=agent --prefix --tail=20";

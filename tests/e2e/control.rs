@@ -24,10 +24,10 @@ pub(crate) const TESTS: &[Test] = &[
 fn operator_away(lab: &Lab) {
     let mut job = Job::digits("alone").launch(lab, LAUNCH);
     job.wait_for_step(5);
-    lab.scale("deploy/qvl-operator", 0);
+    lab.scale("deployments", "qvl-operator", 0);
     let result = lab.volume.join("demo/alone/adapter/adapter_model.safetensors");
     until("the training ends without the operator", || fs::metadata(&result).ok());
-    lab.scale("deploy/qvl-operator", 2);
+    lab.scale("deployments", "qvl-operator", 2);
     job.assert_undisturbed();
     assert_eq!(job.field("/status/restarts/total"), 0);
 }
@@ -35,7 +35,8 @@ fn operator_away(lab: &Lab) {
 /// Both replicas run; the one that leads is killed without a word, and nothing is done twice.
 fn leader_killed(lab: &Lab) {
     let leader = || {
-        let holder = lab.field(&["-n", SYSTEM, "lease", "qvl-operator"], "/spec/holderIdentity");
+        let lease = format!("/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases/qvl-operator");
+        let holder = lab.field(&lease, "/spec/holderIdentity");
         let (pod, _address) = holder.as_str()?.split_once('@')?;
         Some(pod.to_owned())
     };
@@ -68,9 +69,9 @@ fn apiserver_away(lab: &Lab) {
 fn collector_away(lab: &Lab) {
     let mut job = Job::digits("mute").launch(lab, LAUNCH);
     job.wait_for_step(5);
-    lab.scale("statefulset/qvl-collector", 0);
+    lab.scale("statefulsets", "qvl-collector", 0);
     job.wait_for_step(25);
-    lab.scale("statefulset/qvl-collector", 1);
+    lab.scale("statefulsets", "qvl-collector", 1);
     job.assert_undisturbed();
 }
 
@@ -95,7 +96,8 @@ fn upgrade(lab: &Lab) {
     let anew = ["operator", "collector", "agent"];
     let anew = anew.map(|part| format!("{part}.podAnnotations.example\\.com/revision=two"));
     let mut sets: Vec<&str> = anew.iter().flat_map(|set| ["--set", set]).collect();
-    let certificates = || lab.field(&["-n", SYSTEM, "secret", "qvl-tls"], "/data");
+    let secret = format!("/api/v1/namespaces/{SYSTEM}/secrets/qvl-tls");
+    let certificates = || lab.field(&secret, "/data");
     let upgrade = ["upgrade", "qvl", "charts/qvl", "--reuse-values", "--wait"];
     let first = certificates();
     assert!(first["ca.crt"].is_string(), "the chart has made certificates");
@@ -121,9 +123,11 @@ fn test_and_uninstall(lab: &Lab) {
     assert!(!lines.is_empty());
     lab.helm(&["uninstall", "qvl", "--wait"]);
     assert_eq!(job.field("/status"), status);
-    let claim = lab.field(&["-n", SYSTEM, "pvc", "-l", "app.kubernetes.io/name=qvl"], "/items/0");
+    let core = format!("/api/v1/namespaces/{SYSTEM}");
+    let claims = format!("{core}/persistentvolumeclaims?labelSelector=app.kubernetes.io/name=qvl");
+    let claim = lab.field(&claims, "/items/0");
     assert_eq!(claim["status"]["phase"], "Bound", "{claim}");
-    let authority = || lab.field(&["-n", SYSTEM, "secret", "qvl-tls"], "/data/ca.crt");
+    let authority = || lab.field(&format!("{core}/secrets/qvl-tls"), "/data/ca.crt");
     let before = authority();
     lab.install();
     assert!(before.is_string() && before == authority(), "pods of before know the operator");

@@ -14,12 +14,12 @@ use nix::{
 use serde_json::{Value, json};
 
 use crate::{
-    lab::{Lab, until, within},
+    lab::{JOBS, Lab, until, within},
     seen::{Said, Step},
 };
 
 /// Steps of the test's job, and how often it saves.
-pub(crate) const STEPS: u64 = 60;
+pub(crate) const STEPS: u64 = 50;
 pub(crate) const EVERY: u64 = 10;
 /// Longest run of a job, restarts included.
 const RUN: Duration = Duration::from_secs(300);
@@ -89,7 +89,7 @@ pub(crate) struct Launch<'l> {
 impl Launch<'_> {
     /// A field of the object in the cluster.
     pub(crate) fn field(&self, pointer: &str) -> Value {
-        self.lab.field(&["ftj", &self.name], pointer)
+        self.lab.field(&format!("{JOBS}/{}", self.name), pointer)
     }
 
     pub(crate) fn step(&self) -> u64 {
@@ -120,11 +120,12 @@ impl Launch<'_> {
 
     /// The pod of an index, of the newest attempt: name, node and uid.
     pub(crate) fn pod(&self, index: u32) -> (String, String, String) {
-        let select =
+        let labels =
             format!("qvl.dev/job={},batch.kubernetes.io/job-completion-index={index}", self.name);
-        let sort = "--sort-by=.metadata.creationTimestamp";
-        let list = self.lab.field(&["pods", "-l", &select, sort], "/items");
-        let pod = list.as_array().and_then(|pods| pods.last()).cloned().unwrap_or_default();
+        let path = format!("/api/v1/namespaces/default/pods?labelSelector={labels}");
+        let list = self.lab.field(&path, "/items");
+        let made = |pod: &&Value| pod["metadata"]["creationTimestamp"].to_string();
+        let pod = list.as_array().unwrap().iter().max_by_key(made).unwrap();
         let text = |pointer: &str| pod.pointer(pointer).unwrap().as_str().unwrap().to_owned();
         (text("/metadata/name"), text("/spec/nodeName"), text("/metadata/uid"))
     }

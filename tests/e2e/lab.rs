@@ -11,12 +11,18 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use axum::http::Request;
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
 use qvl_cluster::{
     Topology, images,
     testing::{TestCluster, must},
 };
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
 use crate::{job::Job, seen::Said};
 
@@ -24,6 +30,9 @@ use crate::{job::Job, seen::Said};
 pub(crate) const SOON: Duration = Duration::from_secs(120);
 /// What the chart is called, and where it is installed.
 pub(crate) const SYSTEM: &str = "qvl-system";
+
+/// Where the API server keeps the jobs of these tests.
+pub(crate) const JOBS: &str = "/apis/qvl.dev/v1alpha1/namespaces/default/finetunejobs";
 
 /// Three nodes: a job uses two of them, so that one can take the place of another.
 const NODES: &str = "nodes: [{name: n1, gpus: 2}, {name: n2, gpus: 2}, {name: n3, gpus: 2}]\n";
@@ -34,6 +43,8 @@ pub(crate) struct Lab {
     pub volume: PathBuf,
     /// Job files and what was printed.
     pub folder: TempDir,
+    client: Client,
+    runtime: Runtime,
     reference: OnceCell<Vec<u8>>,
 }
 
@@ -49,7 +60,9 @@ impl Lab {
         let base = Path::new("examples/digits/base");
         let files = [(data, "demo/data".into()), (base.to_owned(), base.to_owned())];
         let volume = must(cluster.claim("digits", &files));
-        let lab = Lab { cluster, volume, folder, reference: OnceCell::new() };
+        let runtime = Runtime::new().unwrap();
+        let client = runtime.block_on(client(&cluster));
+        let lab = Lab { cluster, volume, folder, client, runtime, reference: OnceCell::new() };
         lab.install();
         lab
     }
@@ -84,24 +97,29 @@ impl Lab {
         Said::of(&self.command(words).output().unwrap())
     }
 
+    /// What the API server answers to a GET of a path; null if the object is absent. Asked often: a
+    /// kubectl each time would take a tenth of a second of a processor from the job.
+    pub(crate) fn get(&self, path: &str) -> Value {
+        let request = Request::get(path).body(Vec::new()).unwrap();
+        self.runtime.block_on(self.client.request(request)).unwrap_or_default()
+    }
+
     /// A field of an object; null if either is absent.
-    pub(crate) fn field(&self, words: &[&str], pointer: &str) -> Value {
-        let words = [&["get"], words, &["-o", "json"]].concat();
-        let text = self.cluster.kubectl(&words).unwrap_or_default();
-        let object: Value = serde_json::from_str(&text).unwrap_or_default();
-        object.pointer(pointer).cloned().unwrap_or_default()
+    pub(crate) fn field(&self, path: &str, pointer: &str) -> Value {
+        self.get(path).pointer(pointer).cloned().unwrap_or_default()
     }
 
     /// Changes how many pods an object of qvl has, and waits until it is so.
-    pub(crate) fn scale(&self, object: &str, replicas: u32) {
-        self.cluster.run(&format!("-n {SYSTEM} scale {object} --replicas {replicas}"));
+    pub(crate) fn scale(&self, kind: &str, name: &str, replicas: u32) {
+        self.cluster.run(&format!("-n {SYSTEM} scale {kind} {name} --replicas {replicas}"));
+        let path = format!("/apis/apps/v1/namespaces/{SYSTEM}/{kind}/{name}");
         let ready = || {
-            let ready = self.field(&["-n", SYSTEM, object], "/status/readyReplicas");
-            let all = self.field(&["-n", SYSTEM, object], "/status/replicas");
-            let count = |value: Value| value.as_u64().unwrap_or(0);
-            (count(ready) == u64::from(replicas) && count(all) == u64::from(replicas)).then_some(())
+            let object = self.get(&path);
+            let count = |field: &str| object["status"][field].as_u64().unwrap_or(0);
+            let wanted = u64::from(replicas);
+            (count("readyReplicas") == wanted && count("replicas") == wanted).then_some(())
         };
-        until(&format!("{object} has {replicas} pods"), ready);
+        until(&format!("{kind} {name} has {replicas} pods"), ready);
     }
 
     /// The weights that every run of [`Job::digits`] must end with: those of one rank on this machine.
@@ -127,9 +145,12 @@ impl Lab {
     /// Deletes all jobs and waits until their pods are gone.
     pub(crate) fn clean(&self) {
         self.cluster.run("delete ftj --all --wait=false");
+        let kinds =
+            ["/api/v1/namespaces/default/pods", "/apis/batch/v1/namespaces/default/jobs", JOBS];
         let gone = || {
-            let pods = self.cluster.kubectl(&["get", "pods,jobs,ftj", "-o", "name"]).ok()?;
-            pods.trim().is_empty().then_some(())
+            let none =
+                |path: &&str| self.field(path, "/items").as_array().is_some_and(Vec::is_empty);
+            kinds.iter().all(none).then_some(())
         };
         until("the last job is gone", gone);
     }
@@ -166,6 +187,12 @@ pub(crate) fn within<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Op
         assert!(begin.elapsed() < limit, "not within {} s: {what}", limit.as_secs());
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+async fn client(cluster: &TestCluster) -> Client {
+    let file = Kubeconfig::read_from(cluster.kubeconfig()).unwrap();
+    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
+    Client::try_from(config.unwrap()).unwrap()
 }
 
 /// The folder of the built programs.

@@ -49,7 +49,8 @@ fn drained(lab: &Lab) {
 
 fn node_lost(lab: &Lab) {
     // Not that of the collector: pods that end while it is away take their lines along.
-    let other = lab.field(&["-n", SYSTEM, "pod", "qvl-collector-0"], "/spec/nodeName");
+    let collector = format!("/api/v1/namespaces/{SYSTEM}/pods/qvl-collector-0");
+    let other = lab.field(&collector, "/spec/nodeName");
     let other = other.as_str().unwrap();
     lab.cluster.run(&format!("cordon {other}"));
     let mut job = Job::digits("lost").launch(lab, LAUNCH);
@@ -79,8 +80,9 @@ fn kubelet_dead(lab: &Lab) {
     assert_eq!(said.code, 0, "{said}");
     assert!(job.weights() == lab.reference(), "the weights differ");
     until("the node is ready again", || {
-        let node = lab.cluster.run(&format!("get node {node} --no-headers"));
-        node.contains(" Ready").then_some(())
+        let conditions = lab.field(&format!("/api/v1/nodes/{node}"), "/status/conditions");
+        let mut conditions = conditions.as_array()?.iter();
+        conditions.any(|c| c["type"] == "Ready" && c["status"] == "True").then_some(())
     });
 }
 
@@ -93,9 +95,9 @@ fn suspended(lab: &Lab) {
     let said = job.end();
     assert_eq!(said.code, 103, "{said}");
     assert_golden!("paused", said.story());
-    let pods =
-        || lab.cluster.run("get pods -l qvl.dev/job=paused -o name").is_empty().then_some(());
-    until("the GPUs are free", pods);
+    let pods = "/api/v1/namespaces/default/pods?labelSelector=qvl.dev/job=paused";
+    let gone = || lab.field(pods, "/items").as_array().is_some_and(Vec::is_empty).then_some(());
+    until("the GPUs are free", gone);
     let said = lab.qvl(&["resume", "paused", "--cluster"]);
     assert_eq!(said.code, 0, "{said}");
     let said = lab.qvl(&["wait", "paused", "--cluster", "--timeout", "2m"]);

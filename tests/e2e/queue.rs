@@ -39,6 +39,8 @@ metadata: {name: urgent}
 value: 1000
 ";
 
+const GPUS: &str = "/apis/kueue.x-k8s.io/v1beta2/clusterqueues/gpus";
+
 fn queued_preempted_resumed(lab: &Lab) {
     lab.cluster.kueue(&[]).unwrap();
     lab.cluster.create(QUEUE);
@@ -65,7 +67,7 @@ fn queued_preempted_resumed(lab: &Lab) {
 
 /// GPUs of the quota that are used.
 fn used(lab: &Lab) -> String {
-    let usage = lab.field(&["clusterqueue", "gpus"], "/status/flavorsUsage/0/resources");
+    let usage = lab.field(GPUS, "/status/flavorsUsage/0/resources");
     let gpus = usage.as_array().into_iter().flatten().find(|r| r["name"] == "nvidia.com/gpu");
     gpus.map_or("?".to_owned(), |gpus| gpus["total"].as_str().unwrap_or("0").to_owned())
 }

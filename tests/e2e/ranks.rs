@@ -98,12 +98,7 @@ fn not_finite(lab: &Lab) {
     let rank = job.field("/status/lastFailure/rank");
     let anonymous = |text: String| text.replace(&format!("rank {rank}"), "rank [r]");
     assert_golden!("nan", anonymous(said.story()));
-    // Its pods may have ended by now or not; what the job says of itself is the same.
-    let explained = anonymous(lab.qvl(&["explain", "nan", "--cluster"]).text);
-    let own = explained.lines().filter(|line| !line.starts_with("  Pod/"));
-    let own: Vec<String> =
-        own.map(|line| line.replace("FineTuneJob/nan     ", "FineTuneJob/nan  ")).collect();
-    assert_golden!("nan-explain", own.join("\n"));
+    assert_golden!("nan-explain", anonymous(of_itself(lab, "nan")));
     assert_eq!(job.field("/status/lastFailure/exitCode"), 82);
     assert_eq!(job.field("/status/restarts/total"), 0);
 }
@@ -140,7 +135,20 @@ fn image_missing(lab: &Lab) {
     let said = job.end();
     assert_eq!(said.code, 100, "{said}");
     assert_golden!("image", said.story());
-    assert!(explain().contains("Failed is True (ImageUnavailable): "), "{}", explain());
+    assert_golden!("image-explain", of_itself(lab, "image"));
+}
+
+/// How a job that has ended is explained, without its pods, which may be gone by now or not.
+fn of_itself(lab: &Lab, name: &str) -> String {
+    let explained = lab.qvl(&["explain", name, "--cluster"]).text;
+    let own = explained.lines().filter(|line| !line.starts_with("  Pod/"));
+    let object = format!("  FineTuneJob/{name}");
+    // The column is as wide as the longest name.
+    let own = own.map(|line| match line.strip_prefix(&object) {
+        Some(rest) => format!("{object}  {}\n", rest.trim_start()),
+        None => format!("{line}\n"),
+    });
+    own.collect()
 }
 
 /// The job blames this rank, on the node where it ran.
