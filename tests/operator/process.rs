@@ -77,8 +77,8 @@ impl Operator {
     /// Where the newest one serves its metrics, by its log: the system chooses the port.
     fn page(&self) -> Option<SocketAddr> {
         let text = fs::read_to_string(&self.log).ok()?;
-        let told = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let listens = told.filter(|line| line["fields"]["what"] == "metrics").next_back()?;
+        let mut told = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let listens = told.rfind(|line| line["fields"]["what"] == "metrics")?;
         listens["fields"]["address"].as_str()?.parse().ok()
     }
 
