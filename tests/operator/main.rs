@@ -13,7 +13,7 @@ mod life;
 mod process;
 mod proxy;
 
-use std::{env, path::Path, sync::Arc};
+use std::{env, io::Write as _, path::Path, sync::Arc};
 
 use futures::{StreamExt, stream};
 use kube::{
@@ -90,6 +90,8 @@ async fn lives_go_as_they_must(client: &Client, folder: &Path) {
     });
     let ended: Vec<Result<(), String>> = lives.buffer_unordered(AT_ONCE).collect().await;
     let failed: Vec<String> = ended.into_iter().filter_map(Result::err).collect();
+    let told = format!("{} of {count} lives went as they must\n", count - failed.len());
+    std::io::stderr().write_all(told.as_bytes()).unwrap();
     assert!(failed.is_empty(), "{} of {count} lives:\n{}", failed.len(), failed.join("\n\n"));
 }
 
