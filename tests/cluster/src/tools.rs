@@ -29,11 +29,6 @@ struct Tool {
 
 const KUBERNETES: &str = "1.37.2";
 
-/// Paths without this machine's folders, and nothing for debuggers, which `-s -w` would throw away:
-/// that costs an eighth of the compiler's time.
-const BUILD: [&str; 5] =
-    ["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-gcflags=all=-dwarf=false"];
-
 const fn tool(name: &'static str, module: &'static str, package: &'static str) -> Tool {
     Tool { name, module, package, cgo: false }
 }
@@ -132,7 +127,7 @@ fn fingerprint(tool: &Tool) -> Result<String, Error> {
             hash.update(fs::read(&path).at("read", &path)?);
         }
     }
-    hash.update(format!("{} {} {} {BUILD:?}", tool.package, flags(tool), tool.cgo));
+    hash.update(format!("{} {} {}", tool.package, flags(tool), tool.cgo));
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
@@ -141,8 +136,7 @@ fn compile(places: &Places, tool: &Tool) -> Result<(), Error> {
     let log = File::create(&log_path).at("write", &log_path)?;
     let draft = places.bin().join(format!(".{}.new", tool.name));
     let mut go = go(tool.module);
-    go.args(BUILD)
-        .args(["-ldflags", &flags(tool)])
+    go.args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", &flags(tool)])
         .arg("-o")
         .arg(&draft)
         .arg(tool.package)
