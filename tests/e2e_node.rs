@@ -328,8 +328,7 @@ impl Fleet {
             if serde_json::from_str(&last).is_ok_and(|summary| is(&summary)) {
                 return;
             }
-            // Each kubectl takes a tenth of a second of a processor.
-            thread::sleep(Duration::from_millis(500));
+            thread::sleep(Duration::from_millis(500)); // each kubectl costs a tenth of a second
         }
         let mut all = format!("{node}: {last}\n");
         let pods = "logs -n qvl-system -l app.kubernetes.io/component=agent --prefix --tail=20";
