@@ -5,32 +5,43 @@ export QVL_CACHE ?= $(HOME)/.cache/qvl
 export PATH := $(QVL_CACHE)/go/bin:$(PATH)
 BUILD := $(or $(CARGO_TARGET_DIR),$(QVL_CACHE)/target)
 
-.PHONY: demo test test-e2e test-others lint bench bench-doctor bench-operator soak soak-cluster setup build check-cuda mutants digits-base
+.PHONY: demo test compile test-e2e test-others lint bench bench-doctor bench-operator soak soak-cluster setup build check-cuda mutants digits-base
 .PHONY: licences advisories sbom setup-packages setup-data setup-python setup-schemas setup-nvidia-smi setup-cluster without-trainer
 .PHONY: cluster-build cluster-up cluster-down cluster-shell
 
 demo: setup-data build
 	examples/digits/demo
 
-# Jobs on the shared cluster, which mostly wait, run beside all other tests; the set-up is never made in parallel. Output of
-# the jobs comes when they have ended.
-test: setup lint without-trainer check-cuda cluster-build
-	cargo test --release --workspace --no-run
-	cargo test --release --test e2e --no-run
+# What the jobs of make have to do with one another is nothing to cargo, which would ask make for each process.
+CARGO := env -u MAKEFLAGS cargo
+
+# Two lanes twice. Where one compiler works alone on the library, the other core builds Kubernetes, whose processes are
+# the nicer ones; and jobs on the shared cluster, which mostly wait, run beside all other tests. The set-up is never made in
+# parallel. Output of the jobs comes when they have ended.
+test: setup setup-cluster target
+	$(MAKE) --jobs 2 compile cluster-build
 	$(MAKE) --jobs 2 test-others test-e2e
 	@echo "all tests passed"
 
+# One after the other: they would wait for the same lock.
+compile: target
+	$(MAKE) lint
+	$(MAKE) without-trainer
+	$(MAKE) check-cuda
+	$(CARGO) test --release --workspace --no-run
+	$(CARGO) test --release --test e2e --no-run
+
 test-e2e: target
 	@log=$$(mktemp) && trap 'rm -f "$$log"' EXIT; \
-	cargo test --release --test e2e >"$$log" 2>&1; code=$$?; cat "$$log"; exit $$code
+	$(CARGO) test --release --test e2e >"$$log" 2>&1; code=$$?; cat "$$log"; exit $$code
 
 test-others: target
-	cargo test --release --workspace --no-fail-fast
+	$(CARGO) test --release --workspace --no-fail-fast
 
 lint: target
-	cargo fmt --check
-	cargo clippy --release --all-targets -p qvl -p qvl-cluster -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --lib
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --all-targets -p qvl -p qvl-cluster -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --lib
 
 bench: build
 	cargo bench --bench train_step --bench passive
@@ -51,9 +62,9 @@ soak: licences setup cluster-build build
 	@echo "all long tests passed"
 
 soak-cluster: target
-	QVL_SOAK=1 cargo test --release --test operator
-	QVL_SOAK=1 cargo test --release --test logs -- --nocapture
-	QVL_SOAK=1 cargo test --release --test e2e -- seeds
+	QVL_SOAK=1 $(CARGO) test --release --test operator
+	QVL_SOAK=1 $(CARGO) test --release --test logs -- --nocapture
+	QVL_SOAK=1 $(CARGO) test --release --test e2e -- seeds
 
 # Licences, sources and forbidden crates of all dependencies.
 licences: target
@@ -92,7 +103,7 @@ build: target
 
 # `qvl` compiles without candle. A check, because a build would compile all dependencies anew.
 without-trainer: target
-	cargo check --release --no-default-features --bin qvl
+	$(CARGO) check --release --no-default-features --bin qvl
 
 # Bills of materials in CycloneDX, of what Cargo.lock and the features of each program say.
 sbom: target
@@ -111,7 +122,7 @@ mutants: target
 	tests/mutants/run
 
 # A real Kubernetes on this machine: tests/cluster/README.md. As root.
-CLUSTER := cargo run --quiet --release -p qvl-cluster --
+CLUSTER := $(CARGO) run --quiet --release -p qvl-cluster --
 
 setup-cluster: setup-packages
 	tests/setup/packages cluster
