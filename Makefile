@@ -5,7 +5,7 @@ export QVL_CACHE ?= $(HOME)/.cache/qvl
 export PATH := $(QVL_CACHE)/go/bin:$(PATH)
 BUILD := $(or $(CARGO_TARGET_DIR),$(QVL_CACHE)/target)
 
-.PHONY: demo test compile test-e2e test-others lint bench bench-doctor bench-operator soak soak-cluster setup build check-cuda mutants digits-base
+.PHONY: demo test compile test-e2e test-others lint bench bench-doctor bench-operator soak setup build check-cuda mutants digits-base
 .PHONY: licences advisories sbom setup-packages setup-data setup-python setup-schemas setup-nvidia-smi setup-cluster without-trainer
 .PHONY: cluster-build cluster-up cluster-down cluster-shell
 
@@ -56,15 +56,13 @@ bench-operator: cluster-build
 	cargo bench --bench operator
 
 # Longer than a review waits for: every call of the operator going wrong, 260 kills of what keeps logs, faults of many
-# seeds on a real cluster, mutants of the trainer, licences of dependencies. What waits runs beside what compiles.
+# seeds on a real cluster, mutants of the trainer, licences of dependencies. In turns: each keeps two cores busy.
 soak: licences setup cluster-build build
-	$(MAKE) --jobs 2 soak-cluster mutants
-	@echo "all long tests passed"
-
-soak-cluster: target
 	QVL_SOAK=1 $(CARGO) test --release --test operator
 	QVL_SOAK=1 $(CARGO) test --release --test logs -- --nocapture
 	QVL_SOAK=1 $(CARGO) test --release --test e2e -- seeds
+	$(MAKE) mutants
+	@echo "all long tests passed"
 
 # Licences, sources and forbidden crates of all dependencies.
 licences: target
