@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Steps of the test's job, and how often it saves.
-pub(crate) const STEPS: u64 = 50;
+pub(crate) const STEPS: u64 = 60;
 pub(crate) const EVERY: u64 = 10;
 /// Longest run of a job, restarts included.
 const RUN: Duration = Duration::from_secs(300);

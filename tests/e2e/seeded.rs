@@ -114,7 +114,7 @@ fn one(lab: &Lab, seed: u64) {
     let name = format!("seed-{seed}");
     let job = Job::digits(&name).with("failure", json!({"maxRestarts": 5}));
     let mut job = job.launch(lab, LAUNCH);
-    for (epoch, begin) in [(1, 8), (2, 22)] {
+    for (epoch, begin) in [(1, 8), (2, 25)] {
         let fault = Fault::draw(&mut dice, epoch == 1);
         job.wait_for_step(begin + u64::from(dice.below(8)));
         std::io::stderr().write_all(format!("seed {seed}: {fault}\n").as_bytes()).unwrap();
