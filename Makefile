@@ -58,9 +58,9 @@ bench-operator: cluster-build
 # Longer than a review waits for: every call of the operator going wrong, 260 kills of what keeps logs, faults of many
 # seeds on a real cluster, mutants of the trainer, licences of dependencies. In turns: each keeps two cores busy.
 soak: licences setup cluster-build build
-	QVL_SOAK=1 $(CARGO) test --release --test operator
-	QVL_SOAK=1 $(CARGO) test --release --test logs -- --nocapture
-	QVL_SOAK=1 $(CARGO) test --release --test e2e -- seeds
+	QVL_SOAK=1 cargo test --release --test operator
+	QVL_SOAK=1 cargo test --release --test logs -- --nocapture
+	QVL_SOAK=1 cargo test --release --test e2e -- seeds
 	$(MAKE) mutants
 	@echo "all long tests passed"
 

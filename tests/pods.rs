@@ -8,6 +8,8 @@
 
 #[path = "pods/agent.rs"]
 mod agent;
+#[path = "operator/client.rs"]
+mod api;
 #[path = "pods/bench.rs"]
 mod bench;
 #[path = "pods/certificates.rs"]

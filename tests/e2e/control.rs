@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{
     Test,
     job::Job,
-    lab::{Lab, SYSTEM, until},
+    lab::{Lab, SYSTEM, system, until},
     ranks::LAUNCH,
 };
 
@@ -96,8 +96,7 @@ fn upgrade(lab: &Lab) {
     let anew = ["operator", "collector", "agent"];
     let anew = anew.map(|part| format!("{part}.podAnnotations.example\\.com/revision=two"));
     let mut sets: Vec<&str> = anew.iter().flat_map(|set| ["--set", set]).collect();
-    let secret = format!("/api/v1/namespaces/{SYSTEM}/secrets/qvl-tls");
-    let certificates = || lab.field(&secret, "/data");
+    let certificates = || lab.field(&system("secrets/qvl-tls"), "/data");
     let upgrade = ["upgrade", "qvl", "charts/qvl", "--reuse-values", "--wait"];
     let first = certificates();
     assert!(first["ca.crt"].is_string(), "the chart has made certificates");
@@ -123,11 +122,10 @@ fn test_and_uninstall(lab: &Lab) {
     assert!(!lines.is_empty());
     lab.helm(&["uninstall", "qvl", "--wait"]);
     assert_eq!(job.field("/status"), status);
-    let core = format!("/api/v1/namespaces/{SYSTEM}");
-    let claims = format!("{core}/persistentvolumeclaims?labelSelector=app.kubernetes.io/name=qvl");
-    let claim = lab.field(&claims, "/items/0");
+    let claims = "persistentvolumeclaims?labelSelector=app.kubernetes.io/name=qvl";
+    let claim = lab.field(&system(claims), "/items/0");
     assert_eq!(claim["status"]["phase"], "Bound", "{claim}");
-    let authority = || lab.field(&format!("{core}/secrets/qvl-tls"), "/data/ca.crt");
+    let authority = || lab.field(&system("secrets/qvl-tls"), "/data/ca.crt");
     let before = authority();
     lab.install();
     assert!(before.is_string() && before == authority(), "pods of before know the operator");

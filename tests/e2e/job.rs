@@ -14,7 +14,7 @@ use nix::{
 use serde_json::{Value, json};
 
 use crate::{
-    lab::{JOBS, Lab, until, within},
+    lab::{JOBS, Lab, PODS, until, within},
     seen::{Said, Step},
 };
 
@@ -122,7 +122,7 @@ impl Launch<'_> {
     pub(crate) fn pod(&self, index: u32) -> (String, String, String) {
         let labels =
             format!("qvl.dev/job={},batch.kubernetes.io/job-completion-index={index}", self.name);
-        let path = format!("/api/v1/namespaces/default/pods?labelSelector={labels}");
+        let path = format!("{PODS}?labelSelector={labels}");
         let list = self.lab.field(&path, "/items");
         let made = |pod: &&Value| pod["metadata"]["creationTimestamp"].to_string();
         let pod = list.as_array().unwrap().iter().max_by_key(made).unwrap();

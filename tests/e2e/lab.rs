@@ -12,10 +12,7 @@ use std::{
 };
 
 use axum::http::Request;
-use kube::{
-    Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
-};
+use kube::Client;
 use qvl_cluster::{
     Topology, images,
     testing::{TestCluster, must},
@@ -24,7 +21,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::{job::Job, seen::Said};
+use crate::{client, job::Job, seen::Said};
 
 /// Longest wait for anything that should happen soon.
 pub(crate) const SOON: Duration = Duration::from_secs(120);
@@ -33,6 +30,9 @@ pub(crate) const SYSTEM: &str = "qvl-system";
 
 /// Where the API server keeps the jobs of these tests.
 pub(crate) const JOBS: &str = "/apis/qvl.dev/v1alpha1/namespaces/default/finetunejobs";
+
+/// Where it keeps their pods.
+pub(crate) const PODS: &str = "/api/v1/namespaces/default/pods";
 
 /// Three nodes: a job uses two of them, so that one can take the place of another.
 const NODES: &str = "nodes: [{name: n1, gpus: 2}, {name: n2, gpus: 2}, {name: n3, gpus: 2}]\n";
@@ -61,7 +61,7 @@ impl Lab {
         let files = [(data, "demo/data".into()), (base.to_owned(), base.to_owned())];
         let volume = must(cluster.claim("digits", &files));
         let runtime = Runtime::new().unwrap();
-        let client = runtime.block_on(client(&cluster));
+        let client = runtime.block_on(client::connect(&cluster));
         let lab = Lab { cluster, volume, folder, client, runtime, reference: OnceCell::new() };
         lab.install();
         lab
@@ -109,6 +109,11 @@ impl Lab {
         self.get(path).pointer(pointer).cloned().unwrap_or_default()
     }
 
+    /// Whether a list has no objects; not so if the API server does not answer.
+    pub(crate) fn is_empty(&self, path: &str) -> bool {
+        self.field(path, "/items").as_array().is_some_and(Vec::is_empty)
+    }
+
     /// Changes how many pods an object of qvl has, and waits until it is so.
     pub(crate) fn scale(&self, kind: &str, name: &str, replicas: u32) {
         self.cluster.run(&format!("-n {SYSTEM} scale {kind} {name} --replicas {replicas}"));
@@ -145,15 +150,15 @@ impl Lab {
     /// Deletes all jobs and waits until their pods are gone.
     pub(crate) fn clean(&self) {
         self.cluster.run("delete ftj --all --wait=false");
-        let kinds =
-            ["/api/v1/namespaces/default/pods", "/apis/batch/v1/namespaces/default/jobs", JOBS];
-        let gone = || {
-            let none =
-                |path: &&str| self.field(path, "/items").as_array().is_some_and(Vec::is_empty);
-            kinds.iter().all(none).then_some(())
-        };
+        let kinds = [PODS, "/apis/batch/v1/namespaces/default/jobs", JOBS];
+        let gone = || kinds.iter().all(|path| self.is_empty(path)).then_some(());
         until("the last job is gone", gone);
     }
+}
+
+/// Where the API server keeps the pods, Secrets and claims of qvl itself.
+pub(crate) fn system(rest: &str) -> String {
+    format!("/api/v1/namespaces/{SYSTEM}/{rest}")
 }
 
 /// Milliseconds since the Unix epoch.
@@ -187,12 +192,6 @@ pub(crate) fn within<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Op
         assert!(begin.elapsed() < limit, "not within {} s: {what}", limit.as_secs());
         thread::sleep(Duration::from_millis(100));
     }
-}
-
-async fn client(cluster: &TestCluster) -> Client {
-    let file = Kubeconfig::read_from(cluster.kubeconfig()).unwrap();
-    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
-    Client::try_from(config.unwrap()).unwrap()
 }
 
 /// The folder of the built programs.

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::{
     Test,
     job::Job,
-    lab::{Lab, SYSTEM, until},
+    lab::{Lab, PODS, system, until},
     ranks::LAUNCH,
     seen::assert_golden,
 };
@@ -49,8 +49,7 @@ fn drained(lab: &Lab) {
 
 fn node_lost(lab: &Lab) {
     // Not that of the collector: pods that end while it is away take their lines along.
-    let collector = format!("/api/v1/namespaces/{SYSTEM}/pods/qvl-collector-0");
-    let other = lab.field(&collector, "/spec/nodeName");
+    let other = lab.field(&system("pods/qvl-collector-0"), "/spec/nodeName");
     let other = other.as_str().unwrap();
     lab.cluster.run(&format!("cordon {other}"));
     let mut job = Job::digits("lost").launch(lab, LAUNCH);
@@ -95,9 +94,8 @@ fn suspended(lab: &Lab) {
     let said = job.end();
     assert_eq!(said.code, 103, "{said}");
     assert_golden!("paused", said.story());
-    let pods = "/api/v1/namespaces/default/pods?labelSelector=qvl.dev/job=paused";
-    let gone = || lab.field(pods, "/items").as_array().is_some_and(Vec::is_empty).then_some(());
-    until("the GPUs are free", gone);
+    let pods = format!("{PODS}?labelSelector=qvl.dev/job=paused");
+    until("the GPUs are free", || lab.is_empty(&pods).then_some(()));
     let said = lab.qvl(&["resume", "paused", "--cluster"]);
     assert_eq!(said.code, 0, "{said}");
     let said = lab.qvl(&["wait", "paused", "--cluster", "--timeout", "2m"]);

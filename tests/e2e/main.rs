@@ -5,6 +5,8 @@
 //!     cargo test --release --test e2e -- kill      # only those with this word
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+#[path = "../operator/client.rs"]
+mod client;
 mod control;
 mod job;
 mod lab;

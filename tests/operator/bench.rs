@@ -2,6 +2,7 @@
 //! writes the figures into docs/benchmarks.md.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark for people")]
 
+mod client;
 #[expect(dead_code, reason = "the test uses all of it")]
 mod process;
 
@@ -22,9 +23,8 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{
-    Api, Client, Config, ResourceExt,
+    Api, Client, ResourceExt,
     api::{DeleteParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
     core::PartialObjectMeta,
     runtime::watcher::{self, Event, watcher},
 };
@@ -67,9 +67,7 @@ fn main() {
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let text = runtime.block_on(async {
-        let file = Kubeconfig::read_from(cluster.kubeconfig()).unwrap();
-        let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
-        let client = Client::try_from(config.unwrap()).unwrap();
+        let client = client::connect(&cluster).await;
         let operator = Operator::with(None, cluster.kubeconfig(), folder.path());
         let bench = Bench { running: Running::follow(&client), client, operator };
         bench.all().await

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod admission;
+mod client;
 mod faults;
 mod gangs;
 mod history;
@@ -16,10 +17,7 @@ mod proxy;
 use std::{env, io::Write as _, path::Path, sync::Arc};
 
 use futures::{StreamExt, stream};
-use kube::{
-    Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
-};
+use kube::Client;
 use qvl_cluster::{
     Topology,
     peers::Simulation,
@@ -42,7 +40,7 @@ fn the_operator_on_a_real_api_server() {
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let client = client(&cluster).await;
+        let client = client::connect(&cluster).await;
         admission::the_api_server_refuses_what_qvl_refuses(&client).await;
         life::invalid(&client, folder.path()).await;
         lives_go_as_they_must(&client, folder.path()).await;
@@ -63,12 +61,6 @@ fn install(cluster: &TestCluster, nodes: usize) {
         "get crd finetunejobs.qvl.dev -o jsonpath={.status.conditions[*].type}",
         "Established",
     );
-}
-
-async fn client(cluster: &TestCluster) -> Client {
-    let file = Kubeconfig::read_from(cluster.kubeconfig()).unwrap();
-    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
-    Client::try_from(config.unwrap()).unwrap()
 }
 
 /// A calm life tells what to expect; then others live through faults.

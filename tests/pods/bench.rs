@@ -31,7 +31,10 @@ use qvl_cluster::{Topology, testing::TestCluster};
 use serde_json::{Value, json};
 use tokio::{runtime::Runtime, sync::watch};
 
-use super::certificates::{SERVICE, bundle, client, issue};
+use super::{
+    api,
+    certificates::{SERVICE, bundle, client, issue},
+};
 
 /// Generous: the machine may be busy with other tests.
 pub(crate) const LIMIT: Duration = Duration::from_secs(240);
@@ -228,13 +231,9 @@ impl Server {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.unwrap();
-        let kubeconfig = job.cluster.kubeconfig();
         let broker_gangs = Arc::clone(&gangs);
         let (listener, identity, broker) = runtime.block_on(async {
-            let kubeconfig = kube::config::Kubeconfig::read_from(kubeconfig).unwrap();
-            let options = kube::config::KubeConfigOptions::default();
-            let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await;
-            let client = kube::Client::try_from(config.unwrap()).unwrap();
+            let client = api::connect(&job.cluster).await;
             let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
             let identity = Identity::load(files, false).unwrap();
             let authority = Authority::load(folder.join("ca.crt")).unwrap();
